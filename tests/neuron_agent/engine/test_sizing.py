@@ -1,0 +1,63 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuron_agent.engine.sizing import (
+    KV_TOKENS_BY_DEFAULT,
+    LEAST_CONTEXT_TOKENS,
+    DoesNotFit,
+    ModelNeeds,
+    StepShape,
+    plan_memory,
+    workspace_bytes,
+)
+
+needs = st.builds(
+    ModelNeeds,
+    weight_bytes=st.integers(0, 10**10),
+    kv_token_bytes=st.integers(0, 10**6),
+    workspace_bytes=st.integers(0, 10**9),
+    context_tokens=st.integers(1, 300_000),
+)
+
+
+@given(needs, st.integers(0, 3 * 10**11))
+def test_a_plan_stays_within_what_is_free_and_holds_its_context(
+    needs: ModelNeeds, free_bytes: int
+) -> None:
+    plan = plan_memory(needs, free_bytes)
+    if isinstance(plan, DoesNotFit):
+        assert plan.needed_bytes > free_bytes
+        return
+    assert plan.memory_bytes <= free_bytes
+    assert plan.context_tokens <= min(needs.context_tokens, plan.kv_tokens)
+    assert plan.context_tokens >= min(needs.context_tokens, LEAST_CONTEXT_TOKENS)
+    assert plan.kv_tokens <= max(needs.context_tokens, KV_TOKENS_BY_DEFAULT)
+
+
+@given(needs)
+def test_what_does_not_fit_says_exactly_what_would(needs: ModelNeeds) -> None:
+    refusal = plan_memory(needs, -1)
+    assert isinstance(refusal, DoesNotFit)
+    assert not isinstance(plan_memory(needs, refusal.needed_bytes), DoesNotFit)
+    assert isinstance(plan_memory(needs, refusal.needed_bytes - 1), DoesNotFit)
+
+
+def test_a_small_model_leaves_room_for_others() -> None:
+    plan = plan_memory(ModelNeeds(1000, 10, 1000, context_tokens=512), 10**9)
+    assert not isinstance(plan, DoesNotFit)
+    assert (plan.kv_tokens, plan.context_tokens) == (KV_TOKENS_BY_DEFAULT, 512)
+
+
+def test_workspace_grows_with_everything_it_depends_on() -> None:
+    base = {
+        "step_tokens": 256,
+        "max_in_flight": 32,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "vocabulary_size": 1000,
+        "context_tokens": 512,
+        "item_bytes": 4,
+    }
+    smallest = workspace_bytes(StepShape(**base))
+    for name in base:
+        assert workspace_bytes(StepShape(**{**base, name: base[name] * 2})) > smallest, name
