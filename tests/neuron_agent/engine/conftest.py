@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from neuron_agent.engine.engine import Engine
-from tests.neuron_agent.engine.bench import load
+from tests.neuron_agent.engine.workbench import load
 from tests.neuron_agent.tiny_models import save_tiny
 
 # The models are tiny: several threads would spend their time waiting for each other.

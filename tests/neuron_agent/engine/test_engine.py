@@ -12,7 +12,7 @@ from neuron_agent.engine.refusals import RequestRefused
 from neuron_agent.protocol import ErrorCode
 from neuron_agent.scheduling.batch import Batch
 from neuron_agent.scheduling.scheduler import SchedulerLimits
-from tests.neuron_agent.engine.bench import (
+from tests.neuron_agent.engine.workbench import (
     GREEDY,
     PROMPTS,
     engine_over,

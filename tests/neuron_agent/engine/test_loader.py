@@ -15,7 +15,7 @@ from neuron_agent.engine.loader import choose_dtype
 from neuron_agent.engine.needs import kv_token_bytes_of
 from neuron_agent.engine.refusals import LoadRefused
 from neuron_agent.protocol import ErrorCode
-from tests.neuron_agent.engine.bench import (
+from tests.neuron_agent.engine.workbench import (
     CPU,
     PROMPTS,
     Ticks,

@@ -1,0 +1,152 @@
+"""`python -m neuron_agent`: read the configuration, open the port, serve until told to stop.
+
+The port is opened before anything else, so that a busy one is a clear line and exit status 2, and
+is never closed while a device process is replaced. The front process sees no GPU: it hides them
+from itself before any library could look.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from neuron_agent.config import ConfigError, NeuronConfig, load_config
+from neuron_agent.devices.inventory import take_inventory
+from neuron_agent.server import build_app
+from neuron_agent.supervisor import Supervisor
+
+EXIT_CANNOT_START = 2
+SHUTDOWN_SECONDS = 3
+KEEP_ALIVE_SECONDS = 75
+"""A gateway keeps connections in a pool; they should not close under a request it just sent."""
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with the signals left to us: a stop must end the device processes first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main() -> int:
+    arguments = _parse_arguments()
+    environment = dict(os.environ)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        config = _configure(arguments, environment)
+        listener = _listen(config)
+    except ConfigError as error:
+        print(f"neuron: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_CANNOT_START
+    _set_up_logging(config)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(config, listener, environment))
+        # A download in a thread cannot be cancelled and would hold the exit up for hours. It is
+        # resumed by the next start; device processes are gone by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="neuron_agent", description="Serve models from this host")
+    parser.add_argument("--config", type=Path, help="neuron.toml")
+    parser.add_argument("--host")
+    parser.add_argument("--port")
+    return parser.parse_args()
+
+
+def _configure(arguments: argparse.Namespace, environment: Mapping[str, str]) -> NeuronConfig:
+    """Return the configuration; the command line wins over the environment."""
+    given = {"NEURON_HOST": arguments.host, "NEURON_PORT": arguments.port}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return load_config(arguments.config, {**environment, **chosen})
+
+
+def _listen(config: NeuronConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        place = f"{config.host}:{config.port}"
+        raise ConfigError(f"cannot listen on {place}: {error.strerror}") from error
+    return listener
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+async def _serve(
+    config: NeuronConfig, listener: socket.socket, environment: Mapping[str, str]
+) -> None:
+    """Serve until SIGTERM or SIGINT; then end streams and device processes side by side."""
+    supervisor = Supervisor(config, take_inventory(config.devices, environment), environment)
+    server = _Server(
+        uvicorn.Config(
+            build_app(supervisor),
+            http="httptools",
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+    )
+    stop_asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop_asked.set)
+    supervisor.start()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    host, port = listener.getsockname()[:2]
+    print(f"neuron listening on http://{host}:{port}", flush=True)  # noqa: T201
+    stopping = asyncio.create_task(stop_asked.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await asyncio.gather(serving, supervisor.stop(), return_exceptions=True)
+
+
+def _set_up_logging(config: NeuronConfig) -> None:
+    """Send log lines to stderr, as text for people or JSON for machines."""
+    level = getattr(logging, config.log_level.upper())
+    renderer: structlog.typing.Processor
+    if config.log_format == "json":
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

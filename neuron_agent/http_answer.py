@@ -1,0 +1,181 @@
+"""How the front process answers: JSON, errors in OpenAI's shape, and answers a client may leave.
+
+A client that leaves, streaming or not, must free its place within a step. Only whoever reads
+`receive()` learns of it, so each generating answer is raced against that.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from neuron_agent.errors import BadRequest, NeuronError, RequestFailed, TooLarge
+from neuron_agent.wire.chat_response import (
+    ResponseHead,
+    StreamEncoder,
+    encode_completion,
+    error_body,
+)
+from neuron_agent.wire.events import ChatEvent, Finished, TextDelta
+
+log = structlog.get_logger()
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+JSON = "application/json"
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def json_answer(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type=JSON)
+
+
+def error_answer(error: NeuronError) -> Response:
+    """Return an error as OpenAI's clients expect it, with Retry-After where a retry can help."""
+    answer = json_answer(error_body(error), error.status)
+    if error.retry_after_seconds is not None:
+        answer.headers["retry-after"] = str(error.retry_after_seconds)
+    return answer
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the whole body. Raises TooLarge before more than the limit is held."""
+    body = bytearray()
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+        raise _too_large()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise _too_large()
+    if not body:
+        raise BadRequest("the body is empty")
+    return bytes(body)
+
+
+def _too_large() -> TooLarge:
+    megabytes = MAX_BODY_BYTES // 2**20
+    return TooLarge(f"the body is larger than {megabytes} MB", code="request_too_large")
+
+
+class LeavableAnswer(Response, ABC):
+    """Base of answers that end as soon as their client is gone."""
+
+    def __init__(self) -> None:
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer and listen for the client's leaving at once; whichever ends first ends both."""
+        answer = asyncio.create_task(self.answer(send))
+        leaving = asyncio.create_task(_until_disconnect(receive))
+        try:
+            await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            answer.cancel()  # does nothing to one that has ended
+            await asyncio.gather(answer, leaving, return_exceptions=True)
+        if not answer.cancelled():
+            answer.result()
+
+    @abstractmethod
+    async def answer(self, send: Send) -> None:
+        """Send the whole answer; cancelled when the client leaves."""
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class CompletionAnswer(LeavableAnswer):
+    """A whole answer in one body."""
+
+    def __init__(self, head: ResponseHead, events: AsyncGenerator[ChatEvent, None]) -> None:
+        super().__init__()
+        self._head = head
+        self._events = events
+
+    async def answer(self, send: Send) -> None:
+        texts: list[str] = []
+        async with aclosing(self._events) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text):
+                        texts.append(text)
+                    case Finished():
+                        body = encode_completion(self._head, "".join(texts), event)
+                        await _send_whole(send, body)
+                    case _:
+                        pass  # waiting shows nowhere in an answer that comes at once
+
+
+class StreamAnswer(LeavableAnswer):
+    """A stream of frames. Nothing is sent before the first event: an early error has a status."""
+
+    def __init__(self, encoder: StreamEncoder, events: AsyncGenerator[ChatEvent, None]) -> None:
+        super().__init__()
+        self._encoder = encoder
+        self._events = events
+
+    async def answer(self, send: Send) -> None:
+        has_head = False
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    if not has_head:
+                        await send_stream_head(send)
+                        has_head = True
+                    await send_frame(send, self._encoder.feed(event))
+        except NeuronError as error:
+            if not has_head:
+                raise
+            await send_frame(send, self._encoder.fail(error))
+        except Exception:  # the top of a stream: its client gets an error frame, not a cut line
+            log.exception("stream failed")
+            if not has_head:
+                raise
+            failure = RequestFailed("the request failed", code="internal_error")
+            await send_frame(send, self._encoder.fail(failure))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class FramesAnswer(LeavableAnswer):
+    """A stream of frames that are bytes already."""
+
+    def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
+        super().__init__()
+        self._frames = frames
+
+    async def answer(self, send: Send) -> None:
+        await send_stream_head(send)
+        async with aclosing(self._frames) as frames:
+            async for frame in frames:
+                await send_frame(send, frame)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def send_stream_head(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": list(EVENT_STREAM)})
+
+
+async def send_frame(send: Send, frame: bytes) -> None:
+    if frame:
+        await send({"type": "http.response.body", "body": frame, "more_body": True})
+
+
+async def _send_whole(send: Send, body: bytes) -> None:
+    headers = [
+        (b"content-type", JSON.encode()),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,167 @@
+"""The chat answers of a fake neuron: what a neuron's frames look like, with words for tokens.
+
+The first chunk carries the role and the first token; then one chunk a token, one with the finish
+reason, one with the usage if it was asked for, the control frame if it was asked for, `[DONE]`.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from neuron_agent.protocol import (
+    CONTROL_FRAME_PREFIX,
+    FRAMES_HEADER,
+    ControlFrame,
+    Progress,
+    Timing,
+    Usage,
+)
+from tests.fakes.http_server import Exchange
+from tests.fakes.neuron_knobs import Knobs, pause, until
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    include_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What the fake reads of a chat request; the rest it only records."""
+
+    model: str
+    messages: list[dict[str, object]]
+    stream: bool = False
+    stream_options: StreamOptions = field(default_factory=StreamOptions)
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What will be said to a request, decided before the first token."""
+
+    model: str
+    tokens: tuple[str, ...]
+    finish_reason: str
+    usage: Usage
+    created: int
+
+    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        return _frame(self._body("chat.completion.chunk", [choice]))
+
+    def usage_chunk(self) -> bytes:
+        body = self._body("chat.completion.chunk", [])
+        return _frame(body | {"usage": _openai_usage(self.usage)})
+
+    def whole(self) -> bytes:
+        message = {"role": "assistant", "content": "".join(self.tokens)}
+        choice = {"index": 0, "message": message, "finish_reason": self.finish_reason}
+        body = self._body("chat.completion", [choice])
+        return msgspec.json.encode(body | {"usage": _openai_usage(self.usage)})
+
+    def _body(self, kind: str, choices: list[dict[str, object]]) -> dict[str, object]:
+        return {
+            "id": "chatcmpl-fake",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+
+async def stream_reply(exchange: Exchange, request: ChatRequest, knobs: Knobs) -> None:
+    """Stream the answer, at the pace and with the faults the knobs ask for."""
+    with_frames = exchange.headers.get(FRAMES_HEADER) == "1"
+    reply = _plan(request, knobs)
+    exchange.start_stream()
+    await _wait_for_first_token(exchange, knobs, with_frames)
+    if knobs.scripted_frames is not None:
+        for piece in knobs.scripted_frames:
+            await exchange.write(piece)
+        exchange.end_stream()
+        return
+    for num_sent, token in enumerate(reply.tokens[: knobs.drop_connection_after_tokens]):
+        if num_sent:
+            await pause(lambda: knobs.token_delay_seconds)
+        await exchange.write(reply.chunk(_delta(token, is_first=num_sent == 0)))
+    if knobs.drop_connection_after_tokens is not None:
+        exchange.drop()
+        return
+    include_usage = request.stream_options.include_usage
+    await exchange.write(b"".join(_last_frames(reply, include_usage, with_frames)))
+    exchange.end_stream()
+
+
+async def whole_reply(exchange: Exchange, request: ChatRequest, knobs: Knobs) -> None:
+    """Answer in one piece, after the time the stream would have taken."""
+    reply = _plan(request, knobs)
+    await pause(lambda: knobs.first_token_delay_seconds)
+    await pause(lambda: knobs.token_delay_seconds * (len(reply.tokens) - 1))
+    exchange.answer(200, reply.whole())
+
+
+def _plan(request: ChatRequest, knobs: Knobs) -> _Reply:
+    """Decide what to say. A prompt counts as many tokens as it has words."""
+    tokens = knobs.reply_tokens or tuple(f"word{n} " for n in range(knobs.num_tokens))
+    limit = request.max_completion_tokens or request.max_tokens or len(tokens)
+    prompt = " ".join(str(message.get("content")) for message in request.messages)
+    said = tokens[:limit]
+    return _Reply(
+        model=request.model,
+        tokens=said,
+        finish_reason="stop" if len(said) == len(tokens) else "length",
+        usage=Usage(len(prompt.split()), len(said), cached_tokens=knobs.cached_tokens),
+        created=int(time.time()),
+    )
+
+
+async def _wait_for_first_token(exchange: Exchange, knobs: Knobs, with_frames: bool) -> None:
+    waiting = _control_frame(ControlFrame(progress=Progress("queued")))
+    frame = waiting if with_frames else b": keep-alive\n\n"
+    began_at = time.monotonic()
+
+    def remaining() -> float:
+        return began_at + knobs.first_token_delay_seconds - time.monotonic()
+
+    while not await until(lambda: remaining() <= 0, lambda: knobs.frame_interval_seconds):
+        await exchange.write(frame)
+
+
+def _delta(token: str, is_first: bool) -> dict[str, str]:
+    return {"role": "assistant", "content": token} if is_first else {"content": token}
+
+
+def _last_frames(reply: _Reply, include_usage: bool, with_frames: bool) -> Iterator[bytes]:
+    yield reply.chunk({}, reply.finish_reason)
+    if include_usage:
+        yield reply.usage_chunk()
+    if with_frames:
+        yield _control_frame(
+            ControlFrame(
+                usage=reply.usage,
+                timing=Timing(queue_ms=0.5, prefill_ms=2.0, decode_ms=float(len(reply.tokens))),
+                finish_reason=reply.finish_reason,
+            )
+        )
+    yield b"data: [DONE]\n\n"
+
+
+def _frame(body: dict[str, object]) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def _control_frame(frame: ControlFrame) -> bytes:
+    return CONTROL_FRAME_PREFIX + msgspec.json.encode(frame) + b"\n\n"
+
+
+def _openai_usage(usage: Usage) -> dict[str, object]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
