@@ -1,0 +1,108 @@
+"""Request records on their way to the database: a bounded queue in memory, one insert a second.
+
+A request hands its record over and goes on; a database that is slow or away never holds one up.
+What was handed over is written, also at shutdown, as long as the database comes back in time and
+the queue has room; what had to be dropped is counted. It knows nothing of how requests go.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from datetime import datetime, timedelta
+from itertools import islice
+
+from inference import metrics
+from inference.fleet_port import FleetPort
+from inference.models import RequestRecord
+
+log = logging.getLogger(__name__)
+
+MAX_QUEUED = 100_000
+MAX_BATCH = 5_000
+STOP_SECONDS = 8.0
+RETRY_SECONDS = 0.2
+
+
+class Recorder:
+    """Belongs to the event loop."""
+
+    def __init__(self, port: FleetPort, flush_seconds: float) -> None:
+        self._port = port
+        self._flush_seconds = flush_seconds
+        self._queue: deque[RequestRecord] = deque()
+        self._used: dict[int, datetime] = {}
+        """Last use of placements, not told yet."""
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._is_failing = False
+
+    def add(self, record: RequestRecord) -> None:
+        """Take a record over. Never waits."""
+        metrics.observe(record)
+        if len(self._queue) >= MAX_QUEUED:
+            metrics.count_lost_records(1)
+            return
+        self._queue.append(record)
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Write what is left; give up after STOP_SECONDS and say so."""
+        self._stopping.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                if self._task is not None:
+                    await self._task
+                while not await self.flush():  # noqa: ASYNC110 (nobody tells when it is back)
+                    await asyncio.sleep(RETRY_SECONDS)
+        if self._queue:
+            metrics.count_lost_records(len(self._queue))
+            log.error("%d request records were lost: no database", len(self._queue))
+
+    async def flush(self) -> bool:
+        """Write what is queued now; return whether all of it was written."""
+        for _ in range(-(-len(self._queue) // MAX_BATCH)):
+            if not await self._write_batch():
+                return False
+        await self._tell_used()
+        return True
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._flush_seconds):
+                    await self._stopping.wait()
+            if not self._stopping.is_set():
+                await self.flush()
+
+    async def _write_batch(self) -> bool:
+        batch = list(islice(self._queue, MAX_BATCH))
+        try:
+            await self._port.store_records(batch)
+        except Exception as error:  # kept and tried again: the database may come back
+            level = logging.DEBUG if self._is_failing else logging.WARNING
+            log.log(level, "Request records wait for the database: %s", error)
+            self._is_failing = True
+            return False
+        self._is_failing = False
+        for record in batch:
+            self._queue.popleft()
+            self._note_used(record)
+        return True
+
+    def _note_used(self, record: RequestRecord) -> None:
+        if record.placement is not None:
+            ended_at = record.at + timedelta(seconds=record.latency_seconds)
+            last = self._used.get(record.placement, ended_at)
+            self._used[record.placement] = max(last, ended_at)
+
+    async def _tell_used(self) -> None:
+        if not self._used:
+            return
+        used, self._used = self._used, {}
+        try:
+            await self._port.note_used(used)
+        except Exception as error:  # the next use says it again
+            log.warning("The last use of placements could not be written: %s", error)

@@ -1,0 +1,95 @@
+"""Checks that a request body is JSON as every dialect must receive it, before anything reads it.
+
+Strict where a lax reader further on could be tricked: encoding, depth, numbers, escapes. It looks
+at bytes only and builds no objects; what the fields mean is a dialect's business.
+"""
+
+import re
+import zlib
+from typing import TypeVar
+
+import msgspec
+
+from inference.wire.errors import InvalidRequest, RequestTooLarge
+
+MAX_BODY_BYTES = 32 << 20
+MAX_DEPTH = 64
+
+_Body = TypeVar("_Body")
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# Each escape is taken whole, so that an escaped backslash never looks like the start of another.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F])|.)",
+    re.DOTALL,
+)
+_WHERE = re.compile(r"at `\$\.?([^`]*)`|field `([^`]+)`")
+
+
+def unpack(body: bytes, encoding: str) -> bytes:
+    """Return the body without its content encoding.
+
+    Raises InvalidRequest, and RequestTooLarge for what would unfold to more than MAX_BODY_BYTES.
+    """
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip"):
+        raise InvalidRequest(f"Content-Encoding {encoding[:50]!r} is not supported; use gzip.")
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        unpacked = unpacker.decompress(body, MAX_BODY_BYTES + 1)
+    except zlib.error:
+        raise InvalidRequest("The body is not valid gzip.") from None
+    if len(unpacked) > MAX_BODY_BYTES:
+        raise RequestTooLarge(MAX_BODY_BYTES)
+    if not unpacker.eof or unpacker.unused_data:
+        raise InvalidRequest("The body is not one complete gzip stream.")
+    return unpacked
+
+
+def decode(body: bytes, decoder: "msgspec.json.Decoder[_Body]") -> _Body:
+    """Return the body as the decoder's type. Raises InvalidRequest naming the parameter."""
+    try:
+        body.decode()
+        decoded = decoder.decode(body)
+    except UnicodeDecodeError:
+        raise InvalidRequest("The body is not valid UTF-8.") from None
+    except RecursionError:
+        raise InvalidRequest(_TOO_DEEP) from None
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{error}.", param=_param_of(str(error))) from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    if _is_deeper_than(body, MAX_DEPTH):
+        raise InvalidRequest(_TOO_DEEP)
+    if _has_lone_surrogate(body):
+        raise InvalidRequest("The body has half of a surrogate pair in a string.")
+    return decoded
+
+
+_TOO_DEEP = f"The body is nested more than {MAX_DEPTH} levels deep."
+
+
+def _param_of(message: str) -> str | None:
+    found = _WHERE.search(message)
+    return (found[1] or found[2]) if found else None
+
+
+def _is_deeper_than(body: bytes, limit: int) -> bool:
+    """Take away the innermost brackets, level by level: `limit` rounds must leave none."""
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return False
+    brackets = _STRING.sub(b"", body).translate(_TO_SQUARE, _NOT_BRACKETS)
+    for _ in range(limit):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+def _has_lone_surrogate(body: bytes) -> bool:
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return False
+    return any(escape[1] for escape in _ESCAPE.finditer(body))

@@ -1,0 +1,106 @@
+"""Server-sent events as bytes: takes a neuron's control frames out of a stream, makes comments.
+
+Sans-IO. It knows where a frame ends and how a control frame begins, not what either says. All
+that is no control frame comes out byte for byte, however the stream was cut on its way here.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from neuron_agent.protocol import CONTROL_FRAME_PREFIX
+
+MAX_CONTROL_FRAME_BYTES = 64 << 10
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+_BORDER = b"\n\n"
+_START = _BORDER + CONTROL_FRAME_PREFIX
+
+
+class BadStream(ValueError):
+    """A control frame without an end: not what a neuron sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a chunk of a neuron's stream amounts to."""
+
+    data: bytes
+    """For the client."""
+    controls: tuple[bytes, ...] = ()
+    """The JSON of each control frame that ended in this chunk."""
+
+
+class ControlFrameFilter:
+    """Splits a stream into what the client gets and the control frames.
+
+    State is one value: the longest end of what was fed that may be the start of a border and a
+    control frame. Its first two bytes, the border, were passed on already.
+    """
+
+    def __init__(self) -> None:
+        self._pending = _BORDER
+
+    def feed(self, chunk: bytes) -> Piece:
+        """Raises BadStream."""
+        if (
+            self._pending == _BORDER
+            and chunk.endswith(_BORDER)
+            and CONTROL_FRAME_PREFIX not in chunk
+        ):
+            return Piece(chunk)
+        return self._feed(self._pending + chunk, min(len(self._pending), len(_BORDER)))
+
+    def finish(self) -> bytes:
+        """Return what was held back: a stream that breaks off inside a control frame loses it."""
+        held = self._pending[len(_BORDER) :]
+        self._pending = _BORDER
+        return b"" if held.startswith(CONTROL_FRAME_PREFIX) else held
+
+    def _feed(self, buffer: bytes, passed: int) -> Piece:
+        data: list[bytes] = []
+        controls: list[bytes] = []
+        searched = 0
+        while (border := buffer.find(_START, searched)) >= 0:
+            start = border + len(_BORDER)
+            data.append(buffer[passed:start])
+            end = buffer.find(_BORDER, start)
+            if end < 0:
+                self._hold(buffer[border:])
+                return Piece(b"".join(data), tuple(controls))
+            controls.append(buffer[start + len(CONTROL_FRAME_PREFIX) : end])
+            passed, searched = end + len(_BORDER), end
+        self._pending = _end_that_may_start(buffer[searched:])
+        held = max(0, len(self._pending) - len(_BORDER))
+        data.append(buffer[passed : len(buffer) - held])
+        return Piece(b"".join(data), tuple(controls))
+
+    def _hold(self, frame: bytes) -> None:
+        if len(frame) > MAX_CONTROL_FRAME_BYTES:
+            raise BadStream("a control frame does not end")
+        self._pending = frame
+
+
+def comment(name: str, facts: object) -> bytes:
+    """Return an SSE comment with JSON in it: every client ignores it."""
+    return b": " + name.encode() + b" " + msgspec.json.encode(facts) + _BORDER
+
+
+def is_only_comments(piece: bytes) -> bool:
+    """Whether a piece that begins at a frame's border is comments and nothing of a data frame."""
+    return piece.startswith(b":") and piece.endswith(_BORDER) and b"\ndata:" not in piece
+
+
+def last_data(piece: bytes) -> bytes:
+    """Return what the last `data:` line of a piece says, b"" if it has none."""
+    lines = [line for line in piece.split(b"\n") if line.startswith(b"data:")]
+    return lines[-1][len(b"data:") :].strip() if lines else b""
+
+
+def _end_that_may_start(buffer: bytes) -> bytes:
+    """Return the longest end of `buffer` that a control frame with its border may begin with."""
+    for length in range(min(len(_START) - 1, len(buffer)), 0, -1):
+        if buffer.endswith(_START[:length]):
+            return _START[:length]
+    return b""

@@ -1,0 +1,95 @@
+"""Nothing recorded is lost while the database comes back in time, and nothing ever waits for it."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from inference import recorder as recorder_module
+from inference.models import RequestRecord
+from inference.recorder import Recorder
+from tests.inference.world import RecordedPort, eventually
+
+
+def a_record(request_id: str = "r", placement: int | None = 7, **changes: object) -> RequestRecord:
+    return RequestRecord(
+        request_id=request_id,
+        at=datetime.now(UTC),
+        placement=placement,
+        dialect="openai",
+        status=200,
+        latency_seconds=0.5,
+        **changes,
+    )
+
+
+async def test_records_are_written_in_batches_and_the_last_use_told() -> None:
+    port = RecordedPort()
+    recorder = Recorder(port, flush_seconds=0.01)
+    recorder.start()
+    for number in range(3):
+        recorder.add(a_record(str(number)))
+    await eventually(lambda: len(port.records) == 3)
+    assert [record.request_id for record in port.records] == ["0", "1", "2"]
+    await eventually(lambda: 7 in port.used)
+    assert port.used[7] > port.records[-1].at
+    await recorder.stop()
+
+
+async def test_what_could_not_be_written_is_written_later_in_order() -> None:
+    port = RecordedPort(fail_store=True)
+    recorder = Recorder(port, flush_seconds=3600)
+    recorder.add(a_record("1"))
+    assert not await recorder.flush()
+    recorder.add(a_record("2"))
+    port.fail_store = False
+    assert await recorder.flush()
+    assert [record.request_id for record in port.records] == ["1", "2"]
+
+
+async def test_stopping_writes_what_is_left_even_if_the_database_stumbles() -> None:
+    class Stumbling(RecordedPort):
+        async def store_records(self, records):  # type: ignore[no-untyped-def]
+            if not self.calls:
+                self.calls.append(("stumble", ""))
+                raise OSError("busy")
+            await super().store_records(records)
+
+    port = Stumbling()
+    recorder = Recorder(port, flush_seconds=3600)
+    recorder.start()
+    recorder.add(a_record())
+    await recorder.stop()
+    assert len(port.records) == 1
+
+
+async def test_stopping_without_a_database_ends_and_says_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recorder_module, "STOP_SECONDS", 0.05)
+    recorder = Recorder(RecordedPort(fail_store=True), flush_seconds=3600)
+    recorder.start()
+    recorder.add(a_record())
+    await recorder.stop()
+    assert "1 request records were lost" in caplog.text
+
+
+async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_QUEUED", 2)
+    port = RecordedPort()
+    recorder = Recorder(port, flush_seconds=3600)
+    for number in range(3):
+        recorder.add(a_record(str(number)))
+    await recorder.flush()
+    assert [record.request_id for record in port.records] == ["0", "1"]
+
+
+async def test_a_large_queue_is_written_in_several_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_BATCH", 4)
+    port = RecordedPort()
+    recorder = Recorder(port, flush_seconds=3600)
+    for number in range(10):
+        recorder.add(a_record(str(number)))
+    assert await recorder.flush()
+    assert len(port.records) == 10
