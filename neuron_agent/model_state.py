@@ -157,9 +157,10 @@ class ModelState:
                     retry_after_seconds=2,
                 )
             case ModelPhase.RECOVERING:
+                # Not `device_fault`: this request was never on the device that failed, and may wait.
                 return Unavailable(
                     f"{self.id} is recovering from a device fault",
-                    code=ErrorCode.DEVICE_FAULT,
+                    code=ErrorCode.MODEL_LOADING,
                     retry_after_seconds=2,
                 )
             case _:

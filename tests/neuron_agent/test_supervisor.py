@@ -244,7 +244,7 @@ def test_killed_device_process_never_closes_the_port(front: Front, tmp_path: Pat
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     refused = wait_until(lambda: recovering(front), "requests are refused meanwhile")
-    assert refused.error["code"] == "device_fault"
+    assert refused.error["code"] == "model_loading"
     assert refused.headers["retry-after"]
     wait_until(lambda: front.phase() == "ready", "the model recovers by itself")
     assert not before & set(front.device_pids())
