@@ -87,7 +87,7 @@ class Gateway:
                 model = self._find_model(request, facts)
                 await self._answer(client, request, model, facts)
         except ClientLeft:
-            facts.status = CLIENT_LEFT
+            facts.status = facts.status or CLIENT_LEFT  # not if it has its whole answer
         except CortexError as error:
             await _fail(client, error, facts)
         except asyncio.CancelledError:

@@ -102,6 +102,9 @@ async def _carry_stream(answer: NeuronAnswer, client: Client, facts: RequestFact
             last_data = piece.data
             if facts.first_token is None:
                 await _begin(client, facts, piece.data)
+            if sse.is_end(piece.data):
+                # Noted before it is written: many clients leave as soon as they have read it.
+                _note_end(facts, last_control, last_data)
             await client.write(piece.data)
         elif piece.controls and client.quiet_seconds >= KEEP_ALIVE_SECONDS:
             # Nothing but progress came, so this is between two frames.
@@ -110,12 +113,16 @@ async def _carry_stream(answer: NeuronAnswer, client: Client, facts: RequestFact
     await client.begin_stream(facts.headers)
     if rest := frames.finish():
         await client.write(rest)
+    _note_end(facts, last_control, last_data)
+    await client.end()
+
+
+def _note_end(facts: RequestFacts, last_control: bytes, last_data: bytes) -> None:
     control = openai_chat.read_control(last_control)
     facts.usage, facts.timing = control.usage, control.timing
     facts.finish_reason = control.finish_reason or ""
     facts.error_code = openai_chat.read_streamed_error(sse.last_data(last_data))
     facts.status = 502 if facts.error_code else 200
-    await client.end()
 
 
 async def _begin(client: Client, facts: RequestFacts, data: bytes) -> None:

@@ -157,7 +157,7 @@ class ModelState:
                     retry_after_seconds=2,
                 )
             case ModelPhase.RECOVERING:
-                # Not `device_fault`: this request was never on the device that failed, and may wait.
+                # Not `device_fault`: this request was never on that device, and may wait.
                 return Unavailable(
                     f"{self.id} is recovering from a device fault",
                     code=ErrorCode.MODEL_LOADING,

@@ -231,7 +231,7 @@ class ModelList:
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """`POST /models/load`. `source` is None (the hub, by `model_id`), a hub id or a local folder."""
+    """`POST /models/load`. `source`: None (the hub, by `model_id`), a hub id or a local folder."""
 
     model_id: str
     source: str | None = None

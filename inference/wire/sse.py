@@ -92,6 +92,11 @@ def is_only_comments(piece: bytes) -> bool:
     return piece.startswith(b":") and piece.endswith(_BORDER) and b"\ndata:" not in piece
 
 
+def is_end(piece: bytes) -> bool:
+    """Whether a stream is complete with this piece."""
+    return piece.endswith(b"data: [DONE]\n\n")
+
+
 def last_data(piece: bytes) -> bytes:
     """Return what the last `data:` line of a piece says, b"" if it has none."""
     lines = [line for line in piece.split(b"\n") if line.startswith(b"data:")]

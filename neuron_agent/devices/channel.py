@@ -35,7 +35,7 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 class LoadModel(Message, frozen=True):
-    """Load the weights in a local folder. Answered by ModelLoading*, then ModelReady or LoadFailed."""
+    """Load a local folder. Answered by ModelLoading, then ModelReady or LoadFailed."""
 
     model_id: str
     folder: str
@@ -46,7 +46,7 @@ class LoadModel(Message, frozen=True):
 
 
 class UnloadModel(Message, frozen=True):
-    """Free everything of a model; its running requests end as cancelled. Answered by ModelUnloaded."""
+    """Free all of a model and cancel its requests. Answered by ModelUnloaded."""
 
     model_id: str
 
@@ -208,7 +208,7 @@ class ChannelError(Exception):
 
 
 def encode(message: Message) -> bytes:
-    """Return the message framed for the wire. Raises ChannelError if it is larger than a frame may be."""
+    """Return the message as a frame. Raises ChannelError if it is larger than one may be."""
     body = _encoder.encode(message)
     if len(body) > MAX_MESSAGE_BYTES:
         raise ChannelError(f"message of {len(body)} bytes")

@@ -153,6 +153,30 @@ async def test_a_client_that_leaves_frees_the_neuron(
     assert len(service.port.records) == 1
 
 
+async def test_a_client_that_leaves_once_it_has_the_whole_answer_was_served() -> None:
+    is_left = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        frames = b': cortex {"finish_reason":"stop"}\n\ndata: {"choices":[]}\n\ndata: [DONE]\n\n'
+        head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(head + b"%x\r\n%b\r\n" % (len(frames), frames))  # and not the last chunk
+        await is_left.wait()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        port = RecordedPort(a_view([a_neuron(url)], [a_placement()]))
+        async with served(port) as service:
+            async with service.chat(stream=True) as answer:
+                assert b"[DONE]" in await answer.content.readuntil(b"[DONE]\n\n")
+                answer.close()
+            record = await service.record()
+            assert (record.status, record.finish_reason) == (200, "stop")
+        is_left.set()
+
+
 async def test_a_client_that_leaves_before_the_head_frees_the_neuron(
     service: Served, neuron: FakeNeuron
 ) -> None:

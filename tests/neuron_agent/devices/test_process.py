@@ -33,7 +33,7 @@ from neuron_agent.devices.channel import (
 )
 from neuron_agent.devices.process import parse_options
 from neuron_agent.protocol import ErrorCode
-from tests.neuron_agent.engine.bench import reference
+from tests.neuron_agent.engine.workbench import reference
 from tests.neuron_agent.tiny_models import save_tiny
 
 PATIENCE_SECONDS = 60.0

@@ -1,0 +1,21 @@
+#!/usr/bin/env python
+"""Cortex's command line: `python manage.py help`."""
+
+import os
+import sys
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cortex_site.settings")
+    from django.core.management import execute_from_command_line
+    from django.db import OperationalError, ProgrammingError
+
+    try:
+        execute_from_command_line(sys.argv)
+    except (OperationalError, ProgrammingError) as error:
+        # Not there, not reachable, or without our tables: the operator's to mend, not a bug.
+        sys.exit(f"The database cannot be used: {error}. If it is new, run `manage.py migrate`.")
+
+
+if __name__ == "__main__":
+    main()
