@@ -21,7 +21,7 @@ check: $(VENV)/installed-dev ## what must hold at every commit; under a minute
 	$(BIN)/mypy
 	$(BIN)/python manage.py check
 	$(BIN)/python manage.py makemigrations --check --dry-run
-	$(BIN)/python -m pytest -m "not e2e and not model"
+	$(BIN)/python -m pytest -m "not e2e and not model and not slow"
 
 fix: $(VENV)/installed-dev ## format, and mend what ruff can mend
 	$(BIN)/ruff format .

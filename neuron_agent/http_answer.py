@@ -51,7 +51,7 @@ async def read_body(request: Request) -> bytes:
     """Return the whole body. Raises TooLarge before more than the limit is held."""
     body = bytearray()
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
         raise _too_large()
     async for chunk in request.stream():
         body += chunk

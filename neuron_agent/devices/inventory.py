@@ -124,7 +124,7 @@ def choose_visible(uuids: list[str], visible: str | None) -> list[str]:
         return uuids
     chosen: list[str] = []
     for entry in (part.strip() for part in visible.split(",")):
-        if entry.isdigit() and int(entry) < len(uuids):
+        if entry.isdecimal() and int(entry) < len(uuids):
             chosen.append(uuids[int(entry)])
         else:
             named = [uuid for uuid in uuids if entry and uuid.startswith(entry)]

@@ -16,7 +16,7 @@ from fleet.services.lease import take_lease
 from tests.fleet.conftest import Notified, live, neuron_row
 from tests.world import BEAST, LARGE, PUNY, SMALL, World
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
 
 @pytest.fixture

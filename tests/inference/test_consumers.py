@@ -26,6 +26,8 @@ from tests.inference.world import (
     served,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def neuron() -> Iterator[FakeNeuron]:

@@ -23,7 +23,7 @@ from inference.models import RequestRecord
 from tests.inference.world import RecordedPort, Served, eventually, uvicorn_server
 from tests.world import BEAST, LARGE, PUNY, SMALL, World, running_world
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from tests.inference.world import (
     served,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def neuron() -> Iterator[FakeNeuron]:

@@ -12,6 +12,8 @@ import pytest
 from tests.neuron_agent.front import DEADLINE_SECONDS, Front, is_running, read_until, wait_until
 from tests.neuron_agent.tiny_model import write_model
 
+pytestmark = pytest.mark.slow
+
 
 def run_neuron(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

@@ -12,6 +12,8 @@ from tests.fakes.hub import FakeHub
 from tests.neuron_agent.front import Front
 from tests.neuron_agent.tiny_model import write_model
 
+pytestmark = pytest.mark.slow
+
 
 def test_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "tiny")

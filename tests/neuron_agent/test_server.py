@@ -24,6 +24,8 @@ from tests.neuron_agent.front import (
 )
 from tests.neuron_agent.tiny_model import PLAIN_TEMPLATE, write_model
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
 

@@ -13,6 +13,8 @@ from tests.fakes.fake_device import DIES_AT_START, REPLY
 from tests.neuron_agent.front import Front, data_frames, read_answer, read_until, wait_until
 from tests.neuron_agent.tiny_model import write_model
 
+pytestmark = pytest.mark.slow
+
 QUICK_WATCHDOG = {
     "WATCHDOG__STEP_SECONDS": "2",
     "WATCHDOG__BACKOFF_SECONDS": "0.01",

@@ -36,6 +36,8 @@ from neuron_agent.protocol import ErrorCode
 from tests.neuron_agent.engine.workbench import reference
 from tests.neuron_agent.tiny_models import save_tiny
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_SECONDS = 60.0
 MEMORY_MB = 40
 GREEDY = Sampling(temperature=0.0)

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -44,7 +44,6 @@ def packed(cache: KvSlots, chunks: list[Chunk], *heads: torch.Tensor) -> torch.T
     num_shared=st.sampled_from([1, 2]),
     num_groups=st.sampled_from([1, 3]),
 )
-@settings(deadline=None)
 def test_pieces_attend_as_the_whole_does_beside_any_neighbour(
     pieces: list[int], num_shared: int, num_groups: int
 ) -> None:

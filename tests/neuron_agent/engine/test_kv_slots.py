@@ -1,5 +1,5 @@
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron_agent.engine.kv_slots import FIRST_TOKENS, KvSlots
@@ -19,7 +19,6 @@ def rows(num_tokens: int, first: float) -> torch.Tensor:
 
 
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=8))
-@settings(deadline=None)
 def test_a_sequence_reads_back_what_was_written_however_it_was_cut(pieces: list[int]) -> None:
     cache, start = KvSlots(), 0
     for length in pieces:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron_agent.engine.sampler import (
@@ -52,7 +52,6 @@ def allowed_tokens(logits: torch.Tensor, draw: Draw) -> set[int]:
 
 
 @given(st.lists(draws, min_size=1, max_size=6))
-@settings(deadline=None)
 def test_a_row_is_the_same_alone_and_in_a_crowd(crowd: list[Draw]) -> None:
     logits = make_logits(len(crowd))
     together = sample(logits, crowd)
@@ -60,7 +59,6 @@ def test_a_row_is_the_same_alone_and_in_a_crowd(crowd: list[Draw]) -> None:
 
 
 @given(draws)
-@settings(deadline=None)
 def test_only_allowed_tokens_are_drawn(draw: Draw) -> None:
     logits = make_logits(1)
     token = sample(logits, [draw])[0]
