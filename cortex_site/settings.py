@@ -14,6 +14,7 @@ from typing import Any
 
 import dj_database_url
 import structlog
+from django.urls import reverse_lazy
 
 from cortex_site.env import (
     env_bool,
@@ -202,6 +203,13 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("MinimumLengthValidator", "CommonPasswordValidator", "NumericPasswordValidator")
 ]
+LOGIN_REDIRECT_URL = "/admin/"
+
+
+def _page(title: str, icon: str, name: str) -> dict[str, Any]:
+    return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{name}_changelist")}
+
+
 UNFOLD = {
     "SITE_TITLE": "Cortex",
     "SITE_HEADER": "Cortex",
@@ -209,6 +217,34 @@ UNFOLD = {
     "SITE_SYMBOL": "hub",
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
+    "SIDEBAR": {
+        "show_search": False,
+        "navigation": [
+            {
+                "title": "Fleet",
+                "items": [
+                    _page("Neurons", "dns", "fleet_neuron"),
+                    _page("Models", "deployed_code", "fleet_modelprofile"),
+                    _page("Aliases", "alternate_email", "fleet_alias"),
+                    _page("Placements", "memory", "fleet_placement"),
+                    _page("Waiting", "hourglass_top", "fleet_demand"),
+                    _page("Events", "history", "fleet_fleetevent"),
+                ],
+            },
+            {
+                "title": "Inference",
+                "items": [_page("Requests", "swap_horiz", "inference_requestrecord")],
+            },
+            {
+                "title": "Site",
+                "separator": True,
+                "items": [
+                    _page("Operators", "person", "auth_user"),
+                    _page("Periodic tasks", "schedule", "django_celery_beat_periodictask"),
+                ],
+            },
+        ],
+    },
 }
 
 # --- logs --------------------------------------------------------------------------------------
@@ -257,7 +293,11 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "cortex"}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
-        name: {"handlers": ["stderr"], "level": LOG_LEVEL, "propagate": False}
-        for name in ("cortex_site", "fleet", "inference")
+        # Every 404 of a browser that asks for an icon would be a warning.
+        "django.request": {"level": "ERROR"},
+        **{
+            name: {"handlers": ["stderr"], "level": LOG_LEVEL, "propagate": False}
+            for name in ("cortex_site", "fleet", "inference")
+        },
     },
 }

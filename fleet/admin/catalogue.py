@@ -59,8 +59,8 @@ class ModelProfileAdmin(ModelAdmin):
             {
                 "classes": ("tab",),
                 "fields": (
-                    ("quant", "dtype"), "max_context", ("vram_mb", "min_device_vram_mb"),
-                    "min_devices", "pinned_on",
+                    "quant", "dtype", "max_context", "vram_mb", "min_devices",
+                    "min_device_vram_mb", "pinned_on",
                 ),
             },
         ),
@@ -69,12 +69,12 @@ class ModelProfileAdmin(ModelAdmin):
             {
                 "classes": ("tab",),
                 "fields": (
-                    ("pinned", "residency_priority"), ("min_placements", "max_placements"),
+                    "pinned", "residency_priority", "min_placements", "max_placements",
                     "idle_ttl_seconds",
                 ),
             },
         ),
-        ("Price", {"classes": ("tab",), "fields": (("cost_input", "cost_output"),)}),
+        ("Price", {"classes": ("tab",), "fields": ("cost_input", "cost_output")}),
         (
             "Learned",
             {

@@ -36,7 +36,7 @@ def record() -> RequestRecord:
 def test_records_are_listed_with_speed_and_times(operator: Client, record: RequestRecord) -> None:
     page = operator.get(PAGE, {"q": "req-1"})
     assert page.status_code == 200
-    for text in ("alias-of-m", "250 ms", "3.50 s", "41.3"):
+    for text in ("alias-of-m", "250\N{NO-BREAK SPACE}ms", "3.50\N{NO-BREAK SPACE}s", "41.3"):
         assert text in page.content.decode()
     assert operator.get(PAGE, {"q": "req-2"}).content.decode().find("alias-of-m") == -1
 
