@@ -1,7 +1,7 @@
 # Two images from one file: `--target cortex` (no torch) and `--target neuron` (no Django).
 FROM python:3.12-slim AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1
-RUN useradd --create-home --uid 10001 cortex && mkdir /data && chown cortex /data
+RUN useradd --create-home --uid 10001 cortex && mkdir /data /metrics && chown cortex /data /metrics
 WORKDIR /app
 VOLUME /data
 

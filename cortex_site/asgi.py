@@ -28,14 +28,21 @@ _gateway_application = GatewayConsumer.as_asgi()
 
 
 async def http(scope: Scope, receive: Receive, send: Send) -> None:
-    """Send a request to the gateway or to Django, by its path alone."""
-    path = scope["path"]
-    of_gateway = path.startswith("/v1/") or path in ("/v1", "/health", "/health/")
+    """Send a request to the gateway or to Django."""
     # A process that is the gateway alone answers every path in the gateway's words.
-    if (of_gateway and _SERVES_GATEWAY) or not _SERVES_ADMIN:
+    if (_SERVES_GATEWAY and _is_for_gateway(scope)) or not _SERVES_ADMIN:
         await _gateway_application(scope, receive, send)
     else:
         await django_application(scope, receive, send)
+
+
+def _is_for_gateway(scope: Scope) -> bool:
+    path: str = scope["path"]
+    if path == "/":  # people are shown the admin, programs how the fleet is
+        return not any(
+            name == b"accept" and b"text/html" in value for name, value in scope["headers"]
+        )
+    return path.startswith("/v1/") or path in ("/v1", "/health", "/health/")
 
 
 async def websocket(scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,12 +12,12 @@ app = Celery("cortex")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 
-_HOUR_SECONDS = 3600.0
+_HOUR_SECONDS = 3600
 
 
-def _every(task: str, seconds: float) -> dict[str, Any]:
+def _every(task: str, seconds: int) -> dict[str, Any]:
     # A tick that waited a whole period for a worker is void: the next one is due anyway.
-    return {"task": task, "schedule": seconds, "options": {"expires": max(1.0, seconds)}}
+    return {"task": task, "schedule": seconds, "options": {"expire_seconds": seconds}}
 
 
 @app.on_after_configure.connect

@@ -3,6 +3,7 @@
 It knows programs, ports and first rows; keeping the programs running is the supervisor's job.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -126,8 +127,10 @@ def _is_free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise CommandError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
     return True
 
 

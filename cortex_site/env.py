@@ -84,6 +84,17 @@ def env_secret(name: str, stored_in: Path) -> str:
         ) from None
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder that must be there. Raises ImproperlyConfigured."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"The folder {path} cannot be made ({error.strerror}). "
+            "Set CORTEX_DATA to a folder of yours."
+        ) from None
+
+
 def _read_or_make(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may start at once: only one creates the file, whole, and all read it.

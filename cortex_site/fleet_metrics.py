@@ -1,58 +1,72 @@
 """What the rows say about the fleet, as Prometheus gauges, read when a scrape asks.
 
-Requests are measured where they happen, in the gateway; here are only facts that have no moment.
+Requests are counted where they happen, in the gateway; here are only facts that have no moment.
 """
 
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 
-from django.db import close_old_connections
-from django.utils import timezone
+from django.db import DatabaseError
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from fleet import selectors
-from fleet.planner.phases import NeuronPhase
+from fleet.planner.phases import LIVE, NeuronPhase
+from fleet.planner.snapshot import FleetSnapshot
+
+log = logging.getLogger(__name__)
 
 
 class FleetCollector(Collector):
-    """Collects in a fixed number of queries, whatever the size of the fleet."""
+    """Makes gauges of what `read` returns at each scrape."""
+
+    def __init__(self, read: Callable[[], FleetSnapshot]) -> None:
+        self._read = read
 
     def describe(self) -> Iterator[Metric]:
         return iter(())  # nothing is read when the collector is registered
 
     def collect(self) -> Iterator[Metric]:
-        close_old_connections()
         try:
-            snapshot = selectors.fleet_snapshot(timezone.now())
-        finally:
-            close_old_connections()
-        up = GaugeMetricFamily("cortex_neuron_up", "1 = healthy.", labels=["neuron"])
-        used = GaugeMetricFamily(
-            "cortex_device_vram_used_bytes", "Memory in use.", labels=["neuron", "device"]
-        )
-        free = GaugeMetricFamily(
-            "cortex_device_vram_free_bytes", "Memory free.", labels=["neuron", "device"]
-        )
-        for neuron in snapshot.neurons:
-            up.add_metric([neuron.name], float(neuron.phase is NeuronPhase.HEALTHY))
-            for device in neuron.devices:
-                labels = [neuron.name, str(device.index)]
-                used.add_metric(labels, device.total_bytes - device.free_bytes)
-                free.add_metric(labels, device.free_bytes)
-        placements = GaugeMetricFamily("cortex_placements", "By phase.", labels=["phase"])
-        queued = GaugeMetricFamily(
-            "cortex_model_queue_depth", "Requests queued in neurons.", labels=["model"]
-        )
-        num_by_phase: dict[str, int] = {}
-        queued_by_model: dict[str, int] = {}
-        for placement in snapshot.placements:
-            num_by_phase[placement.phase] = num_by_phase.get(placement.phase, 0) + 1
-            queued_by_model[placement.model_id] = (
-                queued_by_model.get(placement.model_id, 0) + placement.queued
-            )
-        for phase, number in num_by_phase.items():
-            placements.add_metric([phase], number)
-        for model, number in queued_by_model.items():
-            queued.add_metric([model], number)
-        yield from (up, used, free, placements, queued)
+            snapshot = self._read()
+        except DatabaseError as error:  # what the processes counted is told all the same
+            log.warning("The fleet's figures cannot be read: %s", error)
+            return
+        yield from _neurons(snapshot)
+        yield from _placements(snapshot)
+
+
+def _neurons(snapshot: FleetSnapshot) -> Iterator[Metric]:
+    labels = ["neuron", "device"]
+    up = GaugeMetricFamily("cortex_neuron_up", "1 = healthy.", labels=["neuron"])
+    used = GaugeMetricFamily("cortex_device_vram_used_bytes", "Memory in use.", labels=labels)
+    free = GaugeMetricFamily("cortex_device_vram_free_bytes", "Memory free.", labels=labels)
+    for neuron in snapshot.neurons:
+        up.add_metric([neuron.name], float(neuron.phase is NeuronPhase.HEALTHY))
+        for device in neuron.devices:
+            where = [neuron.name, str(device.index)]
+            used.add_metric(where, device.total_bytes - device.free_bytes)
+            free.add_metric(where, device.free_bytes)
+    yield from (up, used, free)
+
+
+def _placements(snapshot: FleetSnapshot) -> Iterator[Metric]:
+    live = [placement for placement in snapshot.placements if placement.phase in LIVE]
+    by_phase = Counter({str(phase): 0 for phase in sorted(LIVE)})
+    in_flight: Counter[str] = Counter()
+    queued: Counter[str] = Counter()
+    for placement in live:
+        by_phase[placement.phase] += 1
+        in_flight[placement.model_id] += placement.in_flight
+        queued[placement.model_id] += placement.queued
+    yield _gauge("cortex_placements", "Placements by phase.", "phase", by_phase)
+    yield _gauge("cortex_model_in_flight", "Requests in neurons.", "model", in_flight)
+    yield _gauge("cortex_model_queue_depth", "Requests queued in neurons.", "model", queued)
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value_of, value in values.items():
+        family.add_metric([value_of], value)
+    return family

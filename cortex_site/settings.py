@@ -25,7 +25,9 @@ from cortex_site.env import (
     env_secret,
     env_str,
     env_url,
+    make_folder,
 )
+from cortex_site.process_metrics import name_files_by_host_and_process
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(env_str("CORTEX_DATA", str(BASE_DIR / "data"))).expanduser().resolve()
@@ -44,7 +46,7 @@ CORTEX_SERVE_ROLE = env_choice("CORTEX_SERVE_ROLE", "all", frozenset({"all", "ga
 
 # --- what the control plane decides ------------------------------------------------------------
 
-CORTEX_POLL_SECONDS = env_float("CORTEX_POLL_SECONDS", 2.0, minimum=0.2, maximum=60)
+CORTEX_POLL_SECONDS = env_int("CORTEX_POLL_SECONDS", 2, minimum=1, maximum=60)
 CORTEX_NEURON_LOST_SECONDS = env_float("CORTEX_NEURON_LOST_SECONDS", 60, minimum=1, maximum=_DAY)
 CORTEX_EVICTION_STRATEGY = env_choice(
     "CORTEX_EVICTION_STRATEGY", "lru", frozenset({"lru", "priority", "cost"})
@@ -61,9 +63,10 @@ CORTEX_KEEP_EVENTS_DAYS = env_float("CORTEX_KEEP_EVENTS_DAYS", 30, minimum=1, ma
 # --- metrics: every process writes here, `manage.py metrics` reads -----------------------------
 
 METRICS_DIR = Path(env_str("PROMETHEUS_MULTIPROC_DIR", str(DATA_DIR / "metrics")))
-METRICS_DIR.mkdir(parents=True, exist_ok=True)
+make_folder(METRICS_DIR)
 # prometheus_client looks at the environment when it is first imported, which is after this.
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(METRICS_DIR)
+name_files_by_host_and_process()
 
 # --- state -------------------------------------------------------------------------------------
 
@@ -85,7 +88,9 @@ _SQLITE: dict[str, Any] = {
 def _database() -> dict[str, Any]:
     if DATABASE_URL is None:
         return _SQLITE
-    parsed: dict[str, Any] = dict(dj_database_url.parse(DATABASE_URL, conn_max_age=0))
+    parsed: dict[str, Any] = dict(
+        dj_database_url.parse(DATABASE_URL, conn_max_age=0, conn_health_checks=True)
+    )
     if parsed["ENGINE"] == "django.db.backends.sqlite3":
         return {**_SQLITE, "NAME": parsed["NAME"]}
     parsed["OPTIONS"] = {**parsed.get("OPTIONS", {}), "pool": {"min_size": 0, "max_size": 8}}
@@ -153,7 +158,7 @@ ROOT_URLCONF = "cortex_site.urls"
 ASGI_APPLICATION = "cortex_site.asgi.application"
 STATIC_URL = "/static/"
 STATIC_ROOT = DATA_DIR / "static"
-STATIC_ROOT.mkdir(parents=True, exist_ok=True)
+make_folder(STATIC_ROOT)
 WHITENOISE_USE_FINDERS = True
 
 INSTALLED_APPS = [

@@ -176,6 +176,7 @@ def _ending(code: int) -> str:
 
 
 def write_line(line: str) -> None:
-    """Write one line to the terminal, at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Write one line to the terminal, at once; a terminal that is gone is nobody's error."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()

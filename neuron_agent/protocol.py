@@ -212,6 +212,8 @@ class ModelInfo:
     progress: LoadProgress | None = None
     failure: LoadFailure | None = None
     vram_used_mb: int | None = None
+    needed_mb: int | None = None
+    """What it would ask for wherever it was loaded: `vram_used_mb` is more where memory is idle."""
     load_seconds: float | None = None
     quant: str | None = None
     dtype: str | None = None

@@ -6,10 +6,14 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
+from django.db import close_old_connections
+from django.utils import timezone
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from cortex_site.fleet_metrics import FleetCollector
+from fleet.planner.snapshot import FleetSnapshot
+from fleet.selectors import fleet_snapshot
 
 
 class Command(BaseCommand):
@@ -22,7 +26,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        registry.register(FleetCollector())
+        registry.register(FleetCollector(_read_fleet))
         host, port = options["host"], options["port"]
         try:
             _, thread = start_http_server(port, addr=host, registry=registry)
@@ -31,6 +35,15 @@ class Command(BaseCommand):
         self.stdout.write(f"Prometheus metrics on http://{host}:{port}/metrics")
         self.stdout.flush()
         _wait_for(thread)
+
+
+def _read_fleet() -> FleetSnapshot:
+    """Called in the server's threads, which Django does not know."""
+    close_old_connections()
+    try:
+        return fleet_snapshot(timezone.now())
+    finally:
+        close_old_connections()
 
 
 def _wait_for(thread: threading.Thread) -> None:

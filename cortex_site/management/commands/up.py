@@ -5,8 +5,9 @@ import contextlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from django.conf import settings
@@ -17,6 +18,8 @@ from django.utils import timezone
 
 from cortex_site import embedded
 from cortex_site.supervisor import Program, Supervisor, write_line
+
+T = TypeVar("T")
 
 READY_SECONDS = 120.0
 BROKER_SECONDS = 5.0
@@ -32,28 +35,28 @@ class Command(BaseCommand):
             embedded.clear_metrics()
             valkey = embedded.valkey_program()
             call_command("migrate", verbosity=0, interactive=False)
-            password = embedded.ensure_admin()
             folder = embedded.ensure_demo_model(write_line)
-            asyncio.run(_run(valkey, folder, password))
+            asyncio.run(_run(valkey, folder))
         except KeyboardInterrupt:
             raise CommandError("Interrupted.") from None
         finally:
             lock.close()
 
 
-async def _run(valkey: Program | None, demo_folder: Path, password: str | None) -> None:
+async def _run(valkey: Program | None, demo_folder: Path) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop.set)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(number, stop.set)
     supervisor = Supervisor(write_line, coloured=sys.stdout.isatty())
     if valkey is not None:
         supervisor.start(valkey)
         await _broker_listens()
-    await asyncio.to_thread(_enter_rows, demo_folder)
+    await asyncio.to_thread(_with_database, _enter_rows, demo_folder)
     for program in embedded.programs():
         supervisor.start(program)
-    greeting = asyncio.create_task(_greet(password))
+    greeting = asyncio.create_task(_greet())
     await stop.wait()
     write_line("Stopping ...")
     greeting.cancel()
@@ -73,17 +76,27 @@ async def _broker_listens() -> None:
 
 def _enter_rows(demo_folder: Path) -> None:
     embedded.ensure_rows(demo_folder, timezone.now())
-    connections.close_all()
 
 
-async def _greet(password: str | None) -> None:
+def _with_database(work: Callable[..., T], *arguments: object) -> T:
+    """Run in a thread of its own what uses the database there."""
+    try:
+        return work(*arguments)
+    finally:
+        connections.close_all()
+
+
+async def _greet() -> None:
     began = time.monotonic()
     gateway = f"http://localhost:{settings.CORTEX_PORT}"
     urls = (f"{gateway}/v1/models", f"http://127.0.0.1:{settings.NEURON_PORT}/health")
     ready = await asyncio.gather(*(_answers(url, began + READY_SECONDS) for url in urls))
     if not all(ready):
         write_line(f"Not everything answered within {READY_SECONDS:.0f} s: see the lines above.")
-    write_line(_welcome(gateway, password, time.monotonic() - began))
+    seconds = time.monotonic() - began
+    # Made only now, so that the password is made when somebody is there to be told.
+    password = await asyncio.to_thread(_with_database, embedded.ensure_admin)
+    write_line(_welcome(gateway, password, seconds))
 
 
 async def _answers(url: str, deadline: float) -> bool:

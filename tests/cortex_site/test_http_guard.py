@@ -1,0 +1,125 @@
+"""The guard on a real uvicorn: slow and endless senders are cut off, everyone else is served."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+
+from cortex_site import http_guard
+from cortex_site.http_guard import GuardedProtocol
+from tests.inference.world import eventually
+
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+PATIENCE_SECONDS = 10.0
+
+
+async def application(scope, receive, send) -> None:
+    """Reads the body and says how long it was; waits before it answers /slow."""
+    num_bytes, more = 0, True
+    while more:
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.5)
+    body = str(num_bytes).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+async def port(monkeypatch) -> AsyncIterator[int]:
+    monkeypatch.setattr(http_guard, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http_guard, "BODY_STEP_SECONDS", 0.2)
+    config = uvicorn.Config(
+        application, port=0, http=GuardedProtocol, lifespan="off", ws="none", log_config=None
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = server.force_exit = True
+    await serving
+
+
+@contextlib.asynccontextmanager
+async def connection(port: int):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    with contextlib.suppress(ConnectionError):
+        return await reader.read(100) == b""
+    return True
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    return await reader.readexactly(length)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"GET / HT", b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nabc"],
+    ids=["nothing", "half a head", "half a body"],
+)
+async def test_a_request_that_stays_unfinished_is_cut_off(port, start):
+    async with connection(port) as (reader, writer):
+        writer.write(start)
+        assert await is_closed(reader)
+
+
+async def test_a_head_without_end_is_cut_off(port):
+    async with connection(port) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nx: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200):
+                writer.write(b"y" * 65_536)
+                await writer.drain()
+        assert await is_closed(reader)
+
+
+async def test_bytes_between_requests_do_not_keep_a_connection_open(port):
+    async with connection(port) as (reader, writer):
+        writer.write(GET)
+        assert await answer(reader) == b"0"
+        writer.write(b"\r\n")
+        assert await is_closed(reader)
+
+
+async def test_an_answer_may_take_longer_than_a_request(port):
+    async with connection(port) as (reader, writer):
+        writer.write(GET.replace(b"/ ", b"/slow "))
+        assert await answer(reader) == b"0"
+        writer.write(GET)
+        assert await answer(reader) == b"0"
+
+
+async def test_a_second_request_that_waits_its_turn_is_not_slow(port):
+    async with connection(port) as (reader, writer):
+        second = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n"
+        writer.write(GET.replace(b"/ ", b"/slow ") + second + b"ab")
+        assert await answer(reader) == b"0"
+        writer.write(b"cde")
+        assert await answer(reader) == b"5"
+
+
+async def test_a_large_body_that_keeps_coming_is_taken(port):
+    async with connection(port) as (reader, writer):
+        size = 4 * http_guard.BODY_STEP_BYTES
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+        for _ in range(8):
+            writer.write(b"z" * (size // 8))
+            await writer.drain()
+            await asyncio.sleep(0.05)  # longer than a step's deadline, in all
+        assert await answer(reader) == str(size).encode()
