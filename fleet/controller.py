@@ -41,7 +41,7 @@ def run_once(calls: NeuronCalls, clock: Clock) -> tuple[Action, ...] | None:
 
     Return what was decided; None if another pass was going on, which then sees it all.
     """
-    with holding(PASS_LEASE, clock) as is_held:
+    with holding(PASS_LEASE, clock, LEASE_SECONDS) as is_held:
         if not is_held:
             return None
         planned = preview(clock())
@@ -52,10 +52,10 @@ def run_once(calls: NeuronCalls, clock: Clock) -> tuple[Action, ...] | None:
 
 
 @contextmanager
-def holding(name: str, clock: Clock, holder: str | None = None) -> Iterator[bool]:
-    """Hold a lease for a block; yields whether it was got."""
-    holder = holder or uuid.uuid4().hex
-    is_held = take_lease(name, holder, clock(), LEASE_SECONDS)
+def holding(name: str, clock: Clock, seconds: float) -> Iterator[bool]:
+    """Hold a lease for a block; yields whether it was got. A killed holder's ends by itself."""
+    holder = uuid.uuid4().hex
+    is_held = take_lease(name, holder, clock(), seconds)
     try:
         yield is_held
     finally:

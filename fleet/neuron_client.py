@@ -10,6 +10,7 @@ NeuronError
 
 import asyncio
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -24,6 +25,9 @@ from neuron_agent import protocol
 CALL_TIMEOUT_SECONDS = 4.5
 """Of each call. A task that polls or tells neurons stays under five seconds with it."""
 _BODY_LIMIT_BYTES = 16 * 2**20
+_MAX_LOOK_UPS = 32
+"""Names looked up at a time: one that hangs must not keep the others waiting for a thread."""
+_NOT_DECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _Body = TypeVar("_Body")
 
@@ -135,6 +139,7 @@ class NeuronCalls:
         self._tasks: dict[asyncio.Task[Any], Any] = {}
 
     def __enter__(self) -> Self:
+        self._runner.get_loop().set_default_executor(_LookUps(_MAX_LOOK_UPS, "look-up"))
         self._session = self._runner.run(_open_session())
         self.client = NeuronClient(self._session)
         return self
@@ -181,6 +186,14 @@ class NeuronCalls:
         return answers
 
 
+class _LookUps(ThreadPoolExecutor):
+    """The threads of the resolver. A loop that is closed waits for its executor to the end."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        # A look-up cannot be cut short, and takes as long as the host's resolver likes.
+        super().shutdown(wait=False, cancel_futures=True)
+
+
 async def _wait(
     tasks: tuple[asyncio.Task[Any], ...], timeout_seconds: float
 ) -> tuple[set[asyncio.Task[Any]], set[asyncio.Task[Any]]]:
@@ -213,13 +226,13 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | bytearray:
 def _decode(content: bytes | bytearray, kind: type[_Body], path: str) -> _Body:
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _NOT_DECODABLE as error:
         raise NeuronGarbled(f"the answer to {path} is not a neuron's: {error}") from None
 
 
 def _refusal(status: int, content: bytes | bytearray, path: str) -> NeuronError:
     try:
         body = msgspec.json.decode(content, type=protocol.ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _NOT_DECODABLE:
         return NeuronGarbled(f"{path} was answered with HTTP {status}, not as a neuron would")
     return NeuronRefused(status, body.error)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from fleet.planner.phases import PLACEMENT_MOVES, PlacementPhase
+from fleet.planner.phases import ARRIVING, PLACEMENT_MOVES, PlacementPhase
 from neuron_agent.protocol import (
     Discovery,
     Health,
@@ -69,6 +69,7 @@ class Known:
     model_id: str
     phase: PlacementPhase
     phase_since: datetime
+    was_ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,14 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The neuron does not have the model any more, though it was to load it."""
+
+    placement_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """The neuron has a model nobody here asked for."""
 
@@ -98,7 +107,7 @@ class Found:
     phase: PlacementPhase
 
 
-Change = Seen | Gone | Found
+Change = Seen | Gone | Interrupted | Found
 
 
 def observed_phase(current: PlacementPhase, reported: ModelPhase) -> PlacementPhase | None:
@@ -133,12 +142,21 @@ def merge_report(
             move_to = observed_phase(placement.phase, info.phase)
             changes.append(Seen(placement.id, info, loads.get(info.id), move_to))
         elif placement.phase is not _P.PENDING:
-            changes.append(Gone(placement.id, _why_gone(placement.phase, is_new_boot)))
+            reason = _why_gone(placement.phase, is_new_boot)
+            kind = Interrupted if _was_to_become_ready(placement) else Gone
+            changes.append(kind(placement.id, reason))
     for model_id in sorted(infos.keys() - recorded - just_ended):
         info = infos[model_id]
         if info.phase in _ADOPTED:
             changes.append(Found(info, loads.get(model_id), PlacementPhase(info.phase.value)))
     return tuple(changes)
+
+
+def _was_to_become_ready(placement: Known) -> bool:
+    """Such an end is a failure: a load that brings its neuron down must not go on for ever."""
+    if placement.phase is _P.LOST:
+        return not placement.was_ready
+    return placement.phase in ARRIVING
 
 
 def _why_gone(phase: PlacementPhase, is_new_boot: bool) -> str:

@@ -14,25 +14,29 @@ from django.conf import settings
 from django.utils import timezone
 
 from fleet import controller, selectors
+from fleet.controller import Clock
 from fleet.neuron_client import NeuronAddress, NeuronCalls, NeuronError
 from fleet.notify import request_reconcile
 from fleet.observation import Report
 from fleet.services.lease import give_lease_back, take_lease
 from fleet.services.observe import record_miss, record_report
 from fleet.services.orders import Order
+from neuron_agent.protocol import LoadAccepted
 
 log = logging.getLogger(__name__)
 
 WATCH_LEASE = "watch"
 WATCH_LEASE_SECONDS = 3.0
 """Renewed in time. What a killed worker leaves undone is taken up after this at the latest."""
+PASS_LEASE_SECONDS = 3.0
+"""A watch holds it for its decisions only: the neurons' answers are waited for without it."""
 ROUND_SECONDS = 0.25
 LONGEST_WATCH_SECONDS = 4.0
 LIMIT_SECONDS = 4.6
 """Calls that hang are waited for this long, over the end of the watch; no pass begins after it."""
 
 
-def watch_fleet(clock: controller.Clock = timezone.now, *, is_hurried: bool = False) -> bool:
+def watch_fleet(clock: Clock = timezone.now, *, is_hurried: bool = False) -> bool:
     """Watch for one period; False if another watch is going on.
 
     That one sees what this one was started for: it looks again whether anything moves after it
@@ -57,7 +61,7 @@ class Watch:
     def __init__(
         self,
         calls: NeuronCalls,
-        clock: controller.Clock,
+        clock: Clock,
         holder: str,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -97,8 +101,9 @@ class Watch:
 
     def _is_over(self) -> bool:
         period_seconds = min(settings.CORTEX_POLL_SECONDS, LONGEST_WATCH_SECONDS)
-        is_wanted = self._is_moving and self._elapsed_seconds() < period_seconds
-        return not is_wanted and self._calls.num_pending == 0
+        is_wanted = self._is_moving or self._is_news
+        is_on = is_wanted and self._elapsed_seconds() < period_seconds
+        return not is_on and self._calls.num_pending == 0
 
     def _elapsed_seconds(self) -> float:
         return self._monotonic() - self._began_at
@@ -116,9 +121,11 @@ class Watch:
             self._is_news = True
 
     def _pass(self) -> None:
-        self._is_news = False
-        with controller.holding(controller.PASS_LEASE, self._clock) as is_held:
+        """Make a pass. What came in stays news while another pass, which began earlier, goes on."""
+        lease = controller.holding(controller.PASS_LEASE, self._clock, PASS_LEASE_SECONDS)
+        with lease as is_held:
             if is_held:
+                self._is_news = False
                 controller.tell(self._calls, self._not_told(controller.decide(self._clock())))
 
     def _not_told(self, given: tuple[Order, ...]) -> tuple[Order, ...]:
@@ -132,7 +139,7 @@ class Watch:
         time.sleep(max(0.0, moment - self._monotonic()))
 
 
-def start_polls(calls: NeuronCalls, clock: controller.Clock) -> None:
+def start_polls(calls: NeuronCalls, clock: Clock) -> None:
     """Ask every neuron that has answered the last time it was asked."""
     pending = {key.id for key in calls.pending if isinstance(key, NeuronAddress)}
     for neuron in selectors.polled_neurons():
@@ -141,12 +148,12 @@ def start_polls(calls: NeuronCalls, clock: controller.Clock) -> None:
             calls.start(address, calls.client.poll(address, clock()))
 
 
-def record_answers(calls: NeuronCalls, clock: controller.Clock, timeout_seconds: float) -> int:
+def record_answers(calls: NeuronCalls, clock: Clock, timeout_seconds: float) -> int:
     """Write down what came back, of polls and of orders, and return how many did."""
     answers = calls.finished(timeout_seconds)
     for key, answer in answers:
         if not isinstance(key, NeuronAddress):
-            controller.record_answer(key, answer, clock())
+            _record_answer(key, answer, clock)
         elif isinstance(answer, NeuronError):
             record_miss(key.id, str(answer), clock())
         else:
@@ -154,7 +161,14 @@ def record_answers(calls: NeuronCalls, clock: controller.Clock, timeout_seconds:
     return len(answers)
 
 
-def _record_report(neuron: NeuronAddress, report: Report, clock: controller.Clock) -> None:
+def _record_answer(order: Order, answer: LoadAccepted | NeuronError, clock: Clock) -> None:
+    try:
+        controller.record_answer(order, answer, clock())
+    except Exception:  # what cannot be written down of one must not keep others from being heard
+        log.exception("The answer to %s cannot be stored: the order is given again", order)
+
+
+def _record_report(neuron: NeuronAddress, report: Report, clock: Clock) -> None:
     try:
         record_report(neuron.id, report, clock())
     except Exception as error:  # one neuron's nonsense must not keep the others from being seen
@@ -162,7 +176,7 @@ def _record_report(neuron: NeuronAddress, report: Report, clock: controller.Cloc
         record_miss(neuron.id, f"its report cannot be stored: {error}", clock())
 
 
-def poll_once(calls: NeuronCalls, clock: controller.Clock) -> None:
+def poll_once(calls: NeuronCalls, clock: Clock) -> None:
     """Ask every neuron once and wait for all of them."""
     start_polls(calls, clock)
     record_answers(calls, clock, LIMIT_SECONDS)

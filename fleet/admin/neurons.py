@@ -3,7 +3,7 @@
 from typing import Any
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Prefetch, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
@@ -35,7 +35,10 @@ class NeuronForm(forms.ModelForm):
         widget=UnfoldAdminPasswordWidget(
             render_value=False, attrs={"autocomplete": "new-password"}
         ),
-        help_text="What Cortex presents to the neuron. Never shown; empty keeps the present one.",
+        help_text=(
+            "What Cortex presents to the neuron. Never shown; empty keeps the present one, "
+            "unless the endpoint is another host's."
+        ),
     )
     remove_token = forms.BooleanField(required=False, help_text="The neuron wants none any more.")
 
@@ -148,9 +151,17 @@ class NeuronAdmin(ModelAdmin):
         if not change:
             services.enrol_neuron(obj, token, now, actor)
             return
-        if "endpoint" in form.changed_data:
-            services.change_endpoint(obj.pk, obj.endpoint, now, actor)
-        if token or form.cleaned_data["remove_token"]:
+        is_token_set = bool(token or form.cleaned_data["remove_token"])
+        if (
+            "endpoint" in form.changed_data
+            and services.change_endpoint(obj.pk, obj.endpoint, now, actor)
+            and not is_token_set
+        ):
+            told = (
+                "Its token was removed: this is another host. Enter the new host's, if it has one."
+            )
+            messages.warning(request, told)
+        if is_token_set:
             services.set_neuron_token(obj.pk, token, now, actor)
 
     def delete_model(self, request: HttpRequest, obj: Neuron) -> None:

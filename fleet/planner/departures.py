@@ -48,10 +48,14 @@ def _moved_at(placement: PlacementView) -> datetime:
 
 
 def unload_what_must_go(draft: Draft) -> None:
-    """What an operator removed goes, and all that is on a draining or disabled neuron."""
+    """What an operator removed goes, and all that is on a draining or disabled neuron.
+
+    What is lost goes too: nothing will be heard of it, and its row would keep a dead neuron and
+    its models from being removed.
+    """
     for placement in draft.snapshot.placements:
         neuron = draft.snapshot.neuron(placement.neuron_id)
-        if placement.phase not in STAYING or neuron is None:
+        if placement.phase not in STAYING | {PlacementPhase.LOST} or neuron is None:
             continue
         if not placement.desired_present:
             reason, detail = UnloadReason.OPERATOR, "an operator unloads it"

@@ -26,7 +26,7 @@ class Draft:
             case Load(model_id, neuron_id, device_indexes, memory_bytes):
                 self.reserve(model_id, neuron_id, device_indexes, memory_bytes)
             case Unload(placement_id):
-                self._move(placement_id, PlacementPhase.DRAINING)
+                self._move(placement_id, self._phase_after_unload(placement_id))
             case Fail(placement_id):
                 # Its neuron may still hold memory for it, and go on taking some until told.
                 self._move(placement_id, PlacementPhase.UNLOADING)
@@ -52,6 +52,14 @@ class Draft:
         )
         placements = (*self.snapshot.placements, placement)
         self.snapshot = replace(self.snapshot, placements=placements)
+
+    def _phase_after_unload(self, placement_id: int) -> PlacementPhase:
+        """What is lost needs no unloading: it has no neuron to give memory back."""
+        is_lost = any(
+            placement.id == placement_id and placement.phase is PlacementPhase.LOST
+            for placement in self.snapshot.placements
+        )
+        return PlacementPhase.STOPPED if is_lost else PlacementPhase.DRAINING
 
     def _move(self, placement_id: int, phase: PlacementPhase) -> None:
         placements = tuple(

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from fleet.models import Demand, Neuron, Placement
+from fleet.models import Demand, Desired, Neuron, Placement
 from fleet.planner.actions import Refusal, RefusalCode
 from fleet.planner.phases import ARRIVING, LEAVING, LIVE, NeuronPhase, PlacementPhase
 from fleet.wording import in_words
@@ -32,10 +32,10 @@ class LoadState:
 def load_state(model_id: str, neuron_name: str | None, asked_at: datetime) -> LoadState:
     """Return the best placement's state; else what the wish was answered; else why it ended."""
     placements = Placement.objects.filter(profile__model_id=model_id)
-    demands = Demand.objects.filter(profile__model_id=model_id)
+    # Without a name: the wish for any neuron.
+    demands = Demand.objects.filter(profile__model_id=model_id, on_neuron__name=neuron_name)
     if neuron_name is not None:
         placements = placements.filter(neuron__name=neuron_name)
-        demands = demands.filter(on_neuron__name=neuron_name)
     rows = list(
         placements.filter(phase__in=sorted(ARRIVING | {PlacementPhase.READY})).select_related(
             "neuron"
@@ -71,7 +71,8 @@ def polled_neurons() -> list[Neuron]:
 
 def is_anything_moving(now: datetime) -> bool:
     """Whether a placement comes or goes, or a model is waited for that may yet be placed."""
-    moving = Placement.objects.filter(phase__in=sorted(ARRIVING | LEAVING))
+    is_to_go = Q(phase=PlacementPhase.READY, desired=Desired.ABSENT)
+    moving = Placement.objects.filter(Q(phase__in=sorted(ARRIVING | LEAVING)) | is_to_go)
     if moving.exclude(neuron__phase=NeuronPhase.LOST).exists():
         return True
     verdicts = Demand.objects.filter(expires_at__gt=now).values_list("verdict", flat=True)

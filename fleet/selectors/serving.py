@@ -6,12 +6,13 @@ client is told, is not decided here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Literal
 
 from fleet.models import Alias, Cooldown, Demand, Desired, ModelProfile, Neuron, Placement
 from fleet.planner.actions import Refusal
+from fleet.planner.backoff import LONGEST_COOLDOWN_SECONDS
 from fleet.planner.phases import NeuronPhase, PlacementPhase
 from fleet.planner.placement import feasible_neurons
 from fleet.planner.snapshot import NeuronView
@@ -122,8 +123,12 @@ def _failures(now: datetime) -> dict[int, LoadFailureView]:
     pairs = set(Cooldown.objects.filter(until__gt=now).values_list("profile_id", "neuron_id"))
     if not pairs:
         return {}
+    # What failed before that is no reason for a pause that lasts until now.
+    longest_pause = timedelta(seconds=LONGEST_COOLDOWN_SECONDS)
     failed = Placement.objects.filter(
-        phase=PlacementPhase.FAILED, profile_id__in={profile_id for profile_id, _ in pairs}
+        phase=PlacementPhase.FAILED,
+        profile_id__in={profile_id for profile_id, _ in pairs},
+        ended_at__gt=now - longest_pause,
     )
     newest = {}
     for placement in failed.select_related("neuron").order_by("ended_at"):
@@ -138,7 +143,10 @@ def _failures(now: datetime) -> dict[int, LoadFailureView]:
 
 
 def _verdicts(now: datetime) -> dict[str, Verdict]:
-    demands = Demand.objects.filter(expires_at__gt=now, verdict__isnull=False)
+    """What requests wait for. An operator's wish for one neuron says nothing of the others."""
+    demands = Demand.objects.filter(
+        expires_at__gt=now, verdict__isnull=False, on_neuron__isnull=True
+    )
     return {
         demand.profile.model_id: Verdict(
             kind=demand.verdict["kind"],

@@ -13,7 +13,8 @@ from django.db import transaction
 
 from fleet.models import Demand, EventKind, ModelProfile, Neuron, Placement
 from fleet.notify import publish_fleet_changed, request_reconcile
-from fleet.planner.actions import Hold, RefusalCode, Refuse
+from fleet.planner.actions import Hold, Refusal, Refuse
+from fleet.planner.backoff import is_only_cooling_down
 from fleet.planner.phases import PlacementPhase
 from fleet.services.errors import UnknownModel, UnknownNeuron
 from fleet.services.events import record_event
@@ -83,14 +84,19 @@ def withdraw_demand(model_id: str, source: str) -> None:
 
 
 def record_verdict(verdict: Hold | Refuse, now: datetime) -> bool:
-    """Write the planner's answer beside each demand for the model; False if it is no news.
+    """Write the planner's answer beside the demands it is for; False if it is no news.
 
+    An answer about one neuron is for those who want the model there, and for nobody else.
     Numbers in the details change all the time: an event is made of other neurons or codes only.
     """
     kind = "refuse" if isinstance(verdict, Refuse) else "hold"
     answer = {"kind": kind, "refusals": [msgspec.to_builtins(r) for r in verdict.refusals]}
     with transaction.atomic():
-        demands = Demand.objects.filter(profile__model_id=verdict.model_id, expires_at__gt=now)
+        demands = Demand.objects.filter(
+            profile__model_id=verdict.model_id,
+            on_neuron=verdict.on_neuron_id,
+            expires_at__gt=now,
+        )
         outdated = [demand for demand in demands if demand.verdict != answer]
         if not outdated:
             return False
@@ -129,11 +135,9 @@ def _is_settled(wish: Demand) -> bool:
     placements = Placement.objects.filter(profile=wish.profile, phase=PlacementPhase.READY)
     if wish.on_neuron_id is not None:
         placements = placements.filter(neuron=wish.on_neuron_id)
-    refusals = (wish.verdict or {}).get("refusals", ())
     # Its cool-downs were lifted when it was asked for: one that stands now is a load that failed.
-    return placements.exists() or any(
-        refusal["code"] == RefusalCode.COOLING_DOWN for refusal in refusals
-    )
+    refusals = msgspec.convert((wish.verdict or {}).get("refusals", ()), tuple[Refusal, ...])
+    return is_only_cooling_down(refusals) or placements.exists()
 
 
 def _in_words(kind: str) -> str:

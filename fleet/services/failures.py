@@ -12,6 +12,9 @@ from fleet.planner.phases import PlacementPhase
 from fleet.services.moves import move_placement
 from neuron_agent.protocol import ErrorCode
 
+LOAD_INTERRUPTED = "load_interrupted"
+"""The neuron does not know of the load any more. Once that is bad luck: its first is forgiven."""
+
 _MB = 2**20
 _ERROR_LIMIT = Placement._meta.get_field("error").max_length or 1000
 
@@ -66,7 +69,8 @@ def _learn(placement: Placement, failure: Failure, now: datetime) -> dict[str, A
         profile=profile, neuron_id=placement.neuron_id, defaults={"until": now}
     )
     cooldown.num_failures += 1
-    pause_seconds = cooldown_seconds(cooldown.num_failures)
+    num_forgiven = 1 if failure.code == LOAD_INTERRUPTED else 0
+    pause_seconds = cooldown_seconds(cooldown.num_failures - num_forgiven)
     cooldown.until = now + timedelta(seconds=pause_seconds)
     cooldown.save()
     return {"cooldown_seconds": pause_seconds, "num_failures": cooldown.num_failures}

@@ -5,6 +5,7 @@ What a neuron reports of itself is written in `observe`, never here.
 
 from collections.abc import Mapping
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -23,17 +24,18 @@ _ERROR_LIMIT = Neuron._meta.get_field("last_error").max_length or 500
 def add_neuron(
     name: str, endpoint: str, token: str | None, now: datetime, actor: str = ""
 ) -> Neuron:
-    """Add a neuron, or give the one of that name a new address; without a token keep its own.
+    """Add a neuron, or give the one of that name a new address, and a token if there is one.
 
     Raises InvalidFleetChange.
     """
     neuron = Neuron.objects.filter(name=name).first()
     if neuron is None:
         return enrol_neuron(Neuron(name=name, endpoint=endpoint), token, now, actor)
-    change_endpoint(neuron.pk, endpoint, now, actor)
-    if token and decrypt_token(neuron.token_encrypted) != token:
-        set_neuron_token(neuron.pk, token, now, actor)
-    set_enabled(neuron.pk, True, now, actor)
+    with transaction.atomic():
+        is_token_gone = change_endpoint(neuron.pk, endpoint, now, actor)
+        if token and (is_token_gone or decrypt_token(neuron.token_encrypted) != token):
+            set_neuron_token(neuron.pk, token, now, actor)
+        set_enabled(neuron.pk, True, now, actor)
     return Neuron.objects.get(pk=neuron.pk)
 
 
@@ -56,12 +58,23 @@ def set_neuron_token(neuron_id: int, token: str | None, now: datetime, actor: st
         _record(neuron, f"{neuron.name}: token {'replaced' if token else 'removed'}", now, actor)
 
 
-def change_endpoint(neuron_id: int, endpoint: str, now: datetime, actor: str = "") -> None:
-    """Raises InvalidFleetChange."""
+def change_endpoint(neuron_id: int, endpoint: str, now: datetime, actor: str = "") -> bool:
+    """Give a neuron a new address; return whether its token was removed, for a new one to be set.
+
+    A token is one host's secret: another host that is named here must not be told it.
+    Raises InvalidFleetChange.
+    """
     neuron = _find(neuron_id)
+    old_host = _host(neuron.endpoint)
     neuron.endpoint = endpoint.rstrip("/")
     _validate(neuron)
-    _change(neuron, {"endpoint": neuron.endpoint}, f"endpoint is {neuron.endpoint}", now, actor)
+    columns: dict[str, object] = {"endpoint": neuron.endpoint}
+    message = f"endpoint is {neuron.endpoint}"
+    is_token_gone = bool(neuron.token_encrypted) and _host(neuron.endpoint) != old_host
+    if is_token_gone:
+        columns["token_encrypted"] = None
+        message += f"; token removed, as it was for {old_host}"
+    return _change(neuron, columns, message, now, actor) and is_token_gone
 
 
 def remove_neuron(neuron_id: int, now: datetime, actor: str = "") -> None:
@@ -124,6 +137,10 @@ def _find(neuron_id: int) -> Neuron:
     if neuron is None:
         raise UnknownNeuron(str(neuron_id))
     return neuron
+
+
+def _host(endpoint: str) -> str | None:
+    return urlsplit(endpoint).hostname
 
 
 def _change(

@@ -13,10 +13,19 @@ from django.db.models import Model
 
 from fleet.models import Cooldown, EventKind, ModelProfile, Neuron, Placement
 from fleet.notify import publish_fleet_changed
-from fleet.observation import Change, Found, Gone, Known, Report, Seen, merge_report
-from fleet.planner.phases import ENDED, LIVE, PlacementPhase
+from fleet.observation import (
+    Change,
+    Found,
+    Gone,
+    Interrupted,
+    Known,
+    Report,
+    Seen,
+    merge_report,
+)
+from fleet.planner.phases import ENDED, LEAVING, LIVE, PlacementPhase
 from fleet.services.events import record_placement_event
-from fleet.services.failures import Failure, fail_placement
+from fleet.services.failures import LOAD_INTERRUPTED, Failure, fail_placement
 from fleet.services.moves import move_placement
 from neuron_agent import protocol
 
@@ -34,10 +43,10 @@ def record_models(neuron: Neuron, report: Report, is_new_boot: bool, now: dateti
 def _compare(neuron: Neuron, report: Report, is_new_boot: bool) -> tuple[Change, ...]:
     placements = Placement.objects.filter(neuron=neuron)
     known = [
-        Known(pk, model_id, PlacementPhase(phase), phase_since)
-        for pk, model_id, phase, phase_since in placements.filter(
+        Known(pk, model_id, PlacementPhase(phase), phase_since, ready_at is not None)
+        for pk, model_id, phase, phase_since, ready_at in placements.filter(
             phase__in=sorted(LIVE)
-        ).values_list("pk", "profile__model_id", "phase", "phase_since")
+        ).values_list("pk", "profile__model_id", "phase", "phase_since", "ready_at")
     ]
     just_ended = placements.filter(phase__in=sorted(ENDED), ended_at__gt=report.asked_at)
     return merge_report(
@@ -60,6 +69,9 @@ def _record_change(neuron: Neuron, change: Change, now: datetime) -> None:
             changes = {"in_flight": 0, "queued": 0}
             placement = _placement(placement_id)
             move_placement(placement, PlacementPhase.STOPPED, reason, now, changes=changes)
+        case Interrupted(placement_id, reason):
+            failure = Failure(LOAD_INTERRUPTED, f"the load ended half-way: {reason}")
+            fail_placement(_placement(placement_id), failure, now)
         case Found(info, load, phase):
             _adopt(neuron, info, load, phase, now)
         case _:
@@ -105,6 +117,8 @@ def _observed_columns(
         columns["device_indexes"] = list(info.devices)
     if info.phase in (protocol.ModelPhase.DRAINING, protocol.ModelPhase.UNLOADING):
         columns["stage"] = info.phase.value
+    elif placement.phase in LEAVING:
+        columns["stage"] = ""  # the order to leave was not taken, or was forgotten: not so far yet
     elif info.progress is not None:
         columns |= {"stage": info.progress.stage, "percent": info.progress.percent}
     return columns
@@ -138,9 +152,10 @@ def _learn_from(placement: Placement, info: protocol.ModelInfo, was_loading: boo
             "limit_input": info.limit.input,
             "limit_output": info.limit.output,
         }
-    if info.vram_used_mb is not None:
+    needed_mb = info.vram_used_mb if info.needed_mb is None else info.needed_mb
+    if needed_mb is not None:
         learned |= {
-            "learned_bytes": info.vram_used_mb * _MB,
+            "learned_bytes": needed_mb * _MB,
             "learned_for": profile.options_key,
         }
     if info.load_seconds is not None and was_loading:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 
 from fleet.models import Demand, Desired, EventKind, ModelProfile, Neuron, Placement
 from fleet.notify import publish_fleet_changed
@@ -35,6 +36,8 @@ _EXCLUSIVE_UNLOAD = {
     _P.LOADING: _P.UNLOADING,
     _P.WARMING: _P.UNLOADING,
     _P.RECOVERING: _P.UNLOADING,
+    # Nobody is there to be told. Should the neuron come back with it, it is found there again.
+    _P.LOST: _P.STOPPED,
 }
 
 
@@ -78,7 +81,7 @@ def begin_load(action: Load, now: datetime) -> LoadOrder | None:
     try:
         with transaction.atomic():
             placement.save(force_insert=True)
-            Demand.objects.filter(profile=profile, verdict__isnull=False).update(verdict=None)
+            _forget_verdicts(placement)
             _record_load(placement, action, now)
             publish_fleet_changed()
     except IntegrityError:  # one live placement per model and neuron
@@ -198,6 +201,13 @@ def describe_unload(action: Unload) -> str:
     needed = "?" if action.needed_bytes is None else f"{action.needed_bytes / _MB:.0f}"
     freed = "?" if action.freed_bytes is None else f"{action.freed_bytes / _MB:.0f}"
     return f"displaced by {action.for_model_id}, which needs {needed} MB; frees {freed} MB"
+
+
+def _forget_verdicts(placement: Placement) -> None:
+    """Those who wait for this load were told why there was none."""
+    is_awaited_here = Q(on_neuron=None) | Q(on_neuron=placement.neuron_id)
+    told = Demand.objects.filter(is_awaited_here, profile=placement.profile_id)
+    told.filter(verdict__isnull=False).update(verdict=None)
 
 
 def _record_load(placement: Placement, action: Load, now: datetime) -> None:

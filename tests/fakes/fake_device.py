@@ -8,6 +8,7 @@ its prompt. No torch: it starts in a fraction of a second.
 import argparse
 import json
 import os
+import re
 import select
 import socket
 import sys
@@ -25,12 +26,16 @@ REPLY = "Grüße from the fake device! 🙂👩‍🚀 It counts: one two three.
 CONTEXT_TOKENS = 32768
 HEARTBEAT_SECONDS = 0.1
 DIES_AT_START = "FAKE_DEVICE_DIES_AT_START"
+DEATHS_FILE = "FAKE_DEVICE_DEATHS_FILE"
+"""Names a file with a letter for each process that is to die at its start."""
 
 WORD_POISON = "POISON"
 WORD_DIE = "DIE"
 WORD_HANG = "HANG"
 WORD_OOM = "OOM"
 WORD_FAIL = "FAIL"
+WORD_REFUSE = "REFUSE"
+"""`REFUSE=code` in a prompt is refused with that code."""
 WORD_FOREVER = "FOREVER"
 WORD_QUEUED = "QUEUED"
 WORD_SLOW_PREFILL = "PREFILL"
@@ -113,6 +118,9 @@ class FakeDevice:
                 self._wait(script.get("load_seconds", 0.0))
             if stage == script.get("dies_while"):
                 os._exit(1)
+            if stage == script.get("poisoned_once_while") and _is_first_time(command.folder):
+                self._send(channel.Poisoned("device-side assert", list(self._models)))
+                self._wait(60)
         if memory_bytes > self._free_bytes():
             self._send(self._refusal(command.model_id, memory_bytes))
             return
@@ -160,6 +168,8 @@ class FakeDevice:
             self._finish(command.request_id, "error", "request_failed")
         elif WORD_FAIL in prompt:
             self._finish(command.request_id, "error", "request_failed")
+        elif refusal := re.search(rf"{WORD_REFUSE}=(\w+)", prompt):
+            self._finish(command.request_id, "error", refusal[1])
         else:
             model.running[command.request_id] = self._begin(model, command, prompt)
 
@@ -228,6 +238,23 @@ class FakeDevice:
         self._send(channel.Report(self._memory_bytes - free_bytes, free_bytes, models))
 
 
+def _is_first_time(folder: str) -> bool:
+    """Whether this is asked of a folder for the first time, in whatever process."""
+    try:
+        (Path(folder) / "was-here").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _takes_a_letter(name: str | None) -> bool:
+    """Whether there was a letter left in the file; there is one less now."""
+    letters = Path(name).read_text() if name and Path(name).exists() else ""
+    if name and letters:
+        Path(name).write_text(letters[1:])
+    return bool(letters)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
@@ -235,7 +262,7 @@ def main() -> None:
     parser.add_argument("--memory-mb", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    if os.environ.get(DIES_AT_START):
+    if os.environ.get(DIES_AT_START) or _takes_a_letter(os.environ.get(DEATHS_FILE)):
         sys.exit(1)
     with socket.socket(fileno=arguments.fd) as sock:
         try:

@@ -43,6 +43,8 @@ class Knobs:
     # Loads
     model_memory_mb: dict[str, int] = field(default_factory=dict)
     default_model_memory_mb: int = 1_000
+    model_needed_mb: dict[str, int] = field(default_factory=dict)
+    """What a model asks for wherever it is loaded, where that is told: `needed_mb`."""
     context_tokens: int = 32_768
     load_seconds: float = 0.0
     unload_seconds: float = 0.0

@@ -122,6 +122,7 @@ class FakeModels:
             devices=devices,
             progress=LoadProgress(stage="reading", percent=0.0),
             vram_used_mb=self._knobs.memory_of(options.model_id),
+            needed_mb=self._knobs.model_needed_mb.get(options.model_id),
             limit=ModelLimit(context_tokens, context_tokens, context_tokens),
         )
 

@@ -6,6 +6,7 @@ import pytest
 from django.apps import apps
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from fleet import services
 from fleet.models import Alias, Demand, Desired, ModelProfile, Neuron
@@ -91,6 +92,21 @@ def test_a_token_is_stored_and_never_shown(world: object, admin_client: Client) 
     admin_client.post(address, {"endpoint": neuron.endpoint, "token": "", **inlines})
     assert decrypt_token(neuron_row(BEAST).token_encrypted) == "s3cret-token"
     admin_client.post(address, {"endpoint": neuron.endpoint, "remove_token": "on", **inlines})
+    assert neuron_row(BEAST).token_encrypted is None
+
+
+def test_a_neuron_moved_to_another_host_loses_its_token_and_says_so(
+    world: object, admin_client: Client
+) -> None:
+    neuron = neuron_row(BEAST)
+    services.set_neuron_token(neuron.pk, "s3cret", timezone.now())
+    address = reverse("admin:fleet_neuron_change", args=[neuron.pk])
+    inlines = _no_inline_rows("devices", "placements")
+    data = {"endpoint": "http://first.internal:1", "token": "new", **inlines}
+    assert "token was removed" not in admin_client.post(address, data, follow=True).content.decode()
+    assert decrypt_token(neuron_row(BEAST).token_encrypted) == "new"
+    data = {"endpoint": "http://second.internal:1", "token": "", **inlines}
+    assert "token was removed" in admin_client.post(address, data, follow=True).content.decode()
     assert neuron_row(BEAST).token_encrypted is None
 
 

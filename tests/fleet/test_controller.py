@@ -73,6 +73,14 @@ def test_what_a_ready_model_told_is_kept_for_its_next_load(fleet: Driver) -> Non
     assert LARGE in neuron_row(BEAST).models_on_disk
 
 
+def test_what_is_learned_of_a_model_is_its_need_not_what_it_took(fleet: Driver) -> None:
+    """Where memory is idle it takes more: the next neuron may have less."""
+    fleet.world.beast.knobs.model_needed_mb = {SMALL: 2_000}
+    placement = bring_up(fleet, SMALL)
+    assert placement.memory_bytes == SMALL_MB * _MB
+    assert ModelProfile.objects.get(model_id=SMALL).learned_bytes == 2_000 * _MB
+
+
 def test_two_models_with_memory_for_one_take_turns(fleet: Driver) -> None:
     leave_only_one_device(fleet)
     ModelProfile.objects.filter(model_id=SMALL).update(vram_mb=LARGE_MB)
@@ -167,6 +175,42 @@ def test_a_restarted_neuron_has_lost_its_models_and_is_asked_again(fleet: Driver
     assert "beast was restarted" in history()
 
 
+def vanish(fleet: Driver) -> None:
+    """The load begins, and brings the neuron down."""
+    fleet.world.beast.knobs.load_seconds = float("inf")
+    fleet.until(lambda: live(SMALL) == [(BEAST, "loading")])
+    fleet.world.beast.restart()
+    fleet.poll()
+
+
+def test_a_load_that_brings_its_neuron_down_is_tried_once_more_then_paused(fleet: Driver) -> None:
+    leave_only_one_device(fleet)
+    want(fleet, SMALL)
+    vanish(fleet)
+    (first,) = placements(SMALL)
+    assert (first.phase, first.error_code) == ("failed", "load_interrupted")
+    assert Cooldown.objects.get().until == fleet.clock()
+    vanish(fleet)
+    assert (Cooldown.objects.get().until - fleet.clock()).total_seconds() == 10
+    fleet.settle(3)
+    assert len(placements(SMALL)) == 2
+    fleet.world.beast.knobs.load_seconds = 0.0
+    fleet.until(lambda: live(SMALL) == [(BEAST, "ready")], 20)
+    assert not Cooldown.objects.exists()
+
+
+def test_a_load_lost_before_it_was_ever_ready_is_a_failed_one(fleet: Driver) -> None:
+    fleet.world.beast.knobs.load_seconds = float("inf")
+    want(fleet, SMALL)
+    fleet.until(lambda: live(SMALL) == [(BEAST, "loading")])
+    served(fleet, SMALL)
+    fleet.world.beast.stop()
+    fleet.until(lambda: live(SMALL) == [(BEAST, "lost")], 20)
+    fleet.world.beast.restart()
+    fleet.until(lambda: live(SMALL) == [])
+    assert placements(SMALL)[0].error_code == "load_interrupted"
+
+
 def test_a_need_the_neuron_names_is_learned_and_planned_with_at_once(fleet: Driver) -> None:
     leave_only_one_device(fleet)
     bring_up(fleet, SMALL)
@@ -223,7 +267,7 @@ def test_an_unreachable_neuron_fails_the_load_and_another_gets_it(fleet: Driver)
 def test_of_two_passes_at_once_one_makes_it(fleet: Driver) -> None:
     fleet.poll()
     want(fleet, SMALL)
-    with controller.holding(controller.PASS_LEASE, fleet.clock) as is_held:
+    with controller.holding(controller.PASS_LEASE, fleet.clock, 10) as is_held:
         assert is_held
         assert controller.run_once(fleet.calls, fleet.clock) is None
     assert len(controller.run_once(fleet.calls, fleet.clock) or ()) == 1
@@ -264,6 +308,20 @@ def test_an_unload_nobody_told_is_told_later(fleet: Driver) -> None:
     controller.decide(fleet.clock())  # the worker is killed here
     assert live(SMALL) == [(BEAST, "draining")]
     fleet.until(lambda: live(SMALL) == [])
+    assert fleet.world.beast.num_unloads[SMALL] == 1
+
+
+def test_an_unload_that_a_restart_undid_is_ordered_again(fleet: Driver) -> None:
+    fleet.world.beast.knobs.unload_seconds = float("inf")
+    placement = bring_up(fleet, SMALL)
+    services.request_unload(SMALL, None, fleet.clock())
+    fleet.until(lambda: live(SMALL) == [(BEAST, "unloading")])
+    fleet.world.beast.restart()
+    fleet.world.beast.place(SMALL)  # its start loads it again
+    fleet.world.beast.knobs.unload_seconds = 0.0
+    fleet.until(lambda: live(SMALL) == [])
+    placement.refresh_from_db()
+    assert placement.phase == PlacementPhase.STOPPED
     assert fleet.world.beast.num_unloads[SMALL] == 1
 
 
@@ -399,6 +457,29 @@ def test_a_report_that_cannot_be_stored_is_a_miss_and_stops_no_other(fleet: Driv
     assert neuron_row(BEAST).phase == NeuronPhase.UNHEALTHY
     assert "cannot be stored" in neuron_row(BEAST).last_error
     assert neuron_row(PUNY).phase == NeuronPhase.HEALTHY
+
+
+def test_an_answer_that_cannot_be_stored_keeps_no_other_from_being_heard(
+    fleet: Driver, monkeypatch, caplog
+) -> None:
+    fleet.poll()
+    want(fleet, LARGE)
+    want(fleet, SMALL)
+    record_answer = controller.record_answer
+
+    def fail_for_large(order, answer, now):
+        if order.request.model_id == LARGE:
+            raise ValueError("not to be stored")
+        return record_answer(order, answer, now)
+
+    monkeypatch.setattr(controller, "record_answer", fail_for_large)
+    fleet.world.beast.knobs.load_seconds = float("inf")
+    controller.tell(fleet.calls, controller.decide(fleet.clock()))
+    while fleet.calls.num_pending:
+        watch.record_answers(fleet.calls, fleet.clock, 10)
+    assert [placement.phase for placement in placements(SMALL)] == ["loading"]
+    assert [placement.phase for placement in placements(LARGE)] == ["pending"]
+    assert "not to be stored" in caplog.text
 
 
 def test_texts_are_cut_to_their_columns_and_lose_their_nuls(fleet: Driver) -> None:

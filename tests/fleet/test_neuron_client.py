@@ -1,6 +1,8 @@
 """Control calls to a real fake neuron, and to what is none."""
 
 import asyncio
+import socket
+import threading
 
 import pytest
 
@@ -13,6 +15,7 @@ from fleet.neuron_client import (
     NeuronUnreachable,
 )
 from neuron_agent.protocol import ErrorCode, LoadRequest, ModelPhase, UnloadRequest
+from tests.fakes.http_server import Exchange, HttpServer
 from tests.fakes.neuron import FakeNeuron, Refusal
 from tests.world import START
 
@@ -117,3 +120,40 @@ def test_a_bug_in_a_call_is_not_taken_for_an_answer() -> None:
         calls.start("bug", broken())
         with pytest.raises(ZeroDivisionError):
             calls.finished(10)
+
+
+def test_a_look_up_that_hangs_does_not_hold_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up, ended = threading.Event(), threading.Event()
+
+    def hang(*args: object, **options: object) -> None:
+        given_up.wait(5)
+        ended.set()
+        raise socket.gaierror("nobody knows")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    with NeuronCalls() as calls:
+        address = NeuronAddress(1, "beast", "http://beast.internal:1")
+        calls.start("poll", calls.client.poll(address, START))
+        assert calls.finished(0.05) == []
+    assert not ended.is_set()
+    given_up.set()
+    assert ended.wait(5)
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_an_answer_nested_without_end_is_nonsense_like_any_other(status: int) -> None:
+    nested = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+    async def serve(exchange: Exchange) -> None:
+        exchange.answer(status, nested)
+
+    server = HttpServer(serve)
+    try:
+        server.start()
+        with NeuronCalls() as calls:
+            address = NeuronAddress(1, "beast", f"http://127.0.0.1:{server.port}")
+            calls.start("poll", calls.client.poll(address, START))
+            ((_, answer),) = calls.finished(10)
+    finally:
+        server.close()
+    assert isinstance(answer, NeuronGarbled)

@@ -6,8 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.observation import Found, Gone, Known, Report, Seen, merge_report, observed_phase
-from fleet.planner.phases import ENDED, LIVE, PlacementPhase, check_placement_move
+from fleet.observation import (
+    Found,
+    Gone,
+    Interrupted,
+    Known,
+    Report,
+    Seen,
+    merge_report,
+    observed_phase,
+)
+from fleet.planner.phases import ARRIVING, ENDED, LIVE, PlacementPhase, check_placement_move
 from neuron_agent.protocol import Health, ModelHealth, ModelInfo, ModelPhase
 from tests.world import START
 
@@ -109,7 +118,9 @@ def test_every_older_placement_is_seen_or_gone_and_no_model_twice(
         if placement.model_id in there:
             assert [type(change) for change in mine] == [Seen]
         else:
-            assert [type(c) for c in mine] == ([] if placement.phase is _P.PENDING else [Gone])
+            was_coming = placement.phase in ARRIVING | {_P.LOST}
+            end = [Interrupted if was_coming else Gone]
+            assert [type(c) for c in mine] == ([] if placement.phase is _P.PENDING else end)
     found = [change.info.id for change in changes if isinstance(change, Found)]
     assert set(found).isdisjoint(placement.model_id for placement in known)
 
@@ -136,5 +147,12 @@ def test_what_failed_or_leaves_is_not_adopted() -> None:
     ],
 )
 def test_why_a_model_is_gone(phase: PlacementPhase, is_new_boot: bool, reason: str) -> None:
-    known = [Known(1, "a", phase, START - timedelta(seconds=1))]
+    known = [Known(1, "a", phase, START - timedelta(seconds=1), was_ready=True)]
     assert merge_report(known, frozenset(), report(), is_new_boot) == (Gone(1, reason),)
+
+
+@pytest.mark.parametrize("phase", [_P.LOADING, _P.WARMING, _P.RECOVERING, _P.LOST])
+def test_a_load_that_vanishes_is_no_ordinary_end(phase: PlacementPhase) -> None:
+    known = [Known(1, "a", phase, START - timedelta(seconds=1))]
+    (change,) = merge_report(known, frozenset(), report(), True)
+    assert isinstance(change, Interrupted)

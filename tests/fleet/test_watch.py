@@ -4,17 +4,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import pytest
 from celery import current_app
 from django.db import connection
 from django.utils import timezone
 
-from fleet import neuron_client, services, tasks, watch
-from fleet.models import Lease
+from fleet import controller, neuron_client, services, tasks, watch
+from fleet.models import Lease, ModelProfile
+from fleet.neuron_client import NeuronCalls
 from fleet.services.lease import take_lease
 from tests.fleet.conftest import Notified, live, neuron_row
-from tests.world import BEAST, LARGE, PUNY, SMALL, World
+from tests.world import BEAST, LARGE, PUNY, SMALL, Clock, World
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
@@ -76,6 +78,33 @@ def test_a_watch_that_ends_while_something_moves_asks_for_the_next(
     asked_before = notified.wishes
     assert watch.watch_fleet()
     assert notified.wishes == asked_before + 1
+
+
+def test_news_that_came_during_anothers_pass_is_not_forgotten(world: World) -> None:
+    """The other one read its snapshot before; here its worker is killed as well."""
+    ModelProfile.objects.filter(model_id=SMALL).update(min_placements=1)
+    clock = Clock(timezone.now())
+    take_lease(controller.PASS_LEASE, "killed", clock(), 20)
+    with NeuronCalls() as calls:
+        # Each look at the clock takes a second; the watch itself never grows old.
+        one = watch.Watch(calls, lambda: clock.advance(1), "watch", monotonic=lambda: 0.0)
+        one.run(is_hurried=False)
+        assert live(SMALL) == [(BEAST, "ready")]
+
+
+def test_a_watch_holds_up_passes_for_moments_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def decide(now: datetime) -> tuple[()]:
+        lease = Lease.objects.get(name=controller.PASS_LEASE)
+        seen.append((lease.expires_at - now).total_seconds())
+        return ()
+
+    monkeypatch.setattr(controller, "decide", decide)
+    assert watch.watch_fleet(Clock(), is_hurried=True)
+    assert set(seen) == {3.0}
 
 
 def test_a_quiet_fleet_is_polled_once_and_left(real_world: World, notified: Notified) -> None:

@@ -40,7 +40,9 @@ class World:
                 self._begin(action)
             case Unload(placement_id, only_if_idle=only_if_idle):
                 placement = self._placement(placement_id)
-                if placement.idle or not only_if_idle:
+                if placement.phase is P.LOST:
+                    self._put(self._moved(placement, P.STOPPED))
+                elif placement.idle or not only_if_idle:
                     self._put(self._leaving(placement))
             case Fail(placement_id):
                 self._put(self._moved(self._placement(placement_id), P.FAILED))

@@ -75,6 +75,31 @@ def test_a_draining_or_disabled_neuron_is_emptied(facts: dict[str, bool]) -> Non
     assert unloaded(snapshot) == [(1, UnloadReason.DRAINED, False)]
 
 
+@pytest.mark.parametrize(
+    ("placement_facts", "neuron_facts", "reason"),
+    [
+        ({"desired_present": False}, {}, UnloadReason.OPERATOR),
+        ({}, {"draining": True}, UnloadReason.DRAINED),
+        ({}, {"enabled": False}, UnloadReason.DRAINED),
+    ],
+)
+@pytest.mark.parametrize("phase", [P.READY, P.LOST])
+def test_what_is_lost_and_not_wanted_there_goes(
+    phase: PlacementPhase,
+    placement_facts: dict[str, bool],
+    neuron_facts: dict[str, bool],
+    reason: UnloadReason,
+) -> None:
+    dead = neuron(1, phase=NeuronPhase.LOST, **neuron_facts)
+    snapshot = fleet([dead], [model("a")], [placed(1, "a", phase=phase, **placement_facts)])
+    assert unloaded(snapshot) == [(1, reason, False)]
+
+
+def test_what_is_lost_and_wanted_may_come_back() -> None:
+    dead = neuron(1, phase=NeuronPhase.LOST)
+    assert plan(fleet([dead], [model("a")], [placed(1, "a", phase=P.LOST)])) == ()
+
+
 def test_a_cordoned_neuron_keeps_what_it_has() -> None:
     assert unloaded(fleet([neuron(cordoned=True)], [model("a")], [placed(1, "a")])) == []
 

@@ -7,6 +7,7 @@ import pytest
 from fleet import selectors, services
 from fleet.models import Alias, Cooldown, ModelProfile, Neuron
 from fleet.planner.actions import Refusal, RefusalCode
+from fleet.planner.backoff import LONGEST_COOLDOWN_SECONDS
 from fleet.planner.phases import NeuronPhase, PlacementPhase
 from neuron_agent.protocol import ErrorCode
 from tests.fakes.neuron import Refusal as FakeRefusal
@@ -87,6 +88,18 @@ def test_a_failed_load_is_told_while_its_neuron_cools_down(fleet: Driver) -> Non
     assert selectors.serving_view(fleet.clock()).models[SMALL].failure is None
 
 
+def test_a_failure_of_long_ago_is_not_what_is_paused_for(fleet: Driver) -> None:
+    fleet.world.beast.knobs.refuse_load = FakeRefusal(422, ErrorCode.EMPTY_REPO, "no weights")
+    services.set_enabled(neuron_row(PUNY).pk, False, fleet.clock())
+    want(fleet, SMALL)
+    fleet.until(lambda: placements(SMALL, phase="failed"))
+    ended_at = placements(SMALL, phase="failed")[0].ended_at
+    Cooldown.objects.update(until=ended_at + timedelta(days=1))
+    last = ended_at + timedelta(seconds=LONGEST_COOLDOWN_SECONDS)
+    assert selectors.serving_view(last - timedelta(seconds=1)).models[SMALL].failure
+    assert selectors.serving_view(last).models[SMALL].failure is None
+
+
 def test_reading_costs_the_same_queries_however_large_the_fleet(
     fleet: Driver, django_assert_num_queries
 ) -> None:
@@ -136,6 +149,7 @@ def test_what_counts_as_moving(fleet: Driver) -> None:
     services.withdraw_demand(SMALL, "gateway-1")
     assert not selectors.is_anything_moving(fleet.clock())
     services.request_unload(SMALL, None, fleet.clock())
+    assert selectors.is_anything_moving(fleet.clock())
     fleet.world.beast.knobs.unload_seconds = float("inf")
     fleet.step()
     assert selectors.is_anything_moving(fleet.clock())

@@ -6,8 +6,10 @@ import pytest
 
 from fleet import services
 from fleet.models import Alias, Demand, FleetEvent, ModelProfile, Neuron
-from fleet.planner.actions import Hold, Refusal, RefusalCode, Refuse
+from fleet.planner.actions import Hold, Load, Refusal, RefusalCode, Refuse
+from fleet.selectors import serving_view
 from fleet.services.demand import record_verdict, settle_demands
+from fleet.services.orders import begin_load
 from tests.fleet.conftest import Notified
 from tests.world import START
 
@@ -101,6 +103,49 @@ def test_a_verdict_is_written_once_and_told_when_its_codes_change() -> None:
         "kind": "refuse",
         "refusals": [{"neuron": "beast", "code": "cordoned", "detail": ""}],
     }
+
+
+def test_what_an_operator_is_told_of_one_neuron_concerns_nobody_else() -> None:
+    beast = Neuron.objects.create(name="beast", endpoint="http://beast:13131")
+    services.request_load("a", "beast", START, "owner")
+    services.request_placement("a", "gateway-1", 1, START)
+    for_all = Hold("a", (refusal("1 MB"),))
+    for_one = Refuse("a", (refusal("", RefusalCode.CORDONED),), beast.pk)
+    num_events = FleetEvent.objects.count()
+    assert record_verdict(for_all, START)
+    assert record_verdict(for_one, START)
+    assert FleetEvent.objects.count() == num_events + 2
+    assert not record_verdict(for_all, START)
+    assert not record_verdict(for_one, START)
+    told = {demand.source: demand.verdict["kind"] for demand in Demand.objects.all()}
+    assert told == {f"operator@{beast.pk}": "refuse", "gateway-1": "hold"}
+    assert serving_view(START).verdicts["a"].kind == "hold"
+    services.withdraw_demand("a", "gateway-1")
+    assert "a" not in serving_view(START).verdicts
+
+
+def test_an_operators_load_elsewhere_takes_no_answer_away_from_others() -> None:
+    beast, puny = (
+        Neuron.objects.create(name=name, endpoint=f"http://{name}:13131")
+        for name in ("beast", "puny")
+    )
+    services.request_load("a", "beast", START, "owner")
+    services.request_placement("a", "gateway-1", 1, START)
+    Demand.objects.update(verdict={"kind": "hold", "refusals": []})
+    assert begin_load(Load("a", puny.pk, (0,), 1, "declared", "1 waiting"), START)
+    answered = Demand.objects.exclude(verdict=None)
+    assert [demand.on_neuron for demand in answered] == [beast]
+
+
+def test_a_wish_with_a_neuron_still_to_come_is_not_given_up_for_another_that_failed() -> None:
+    services.request_load("a", None, START, "owner")
+    failed = Refusal("beast", RefusalCode.COOLING_DOWN)
+    record_verdict(Hold("a", (failed, Refusal("puny", RefusalCode.MEMORY_ON_ITS_WAY))), START)
+    settle_demands(START)
+    assert Demand.objects.exists()
+    record_verdict(Hold("a", (failed, Refusal("puny", RefusalCode.CORDONED))), START)
+    settle_demands(START)
+    assert not Demand.objects.exists()
 
 
 def test_a_verdict_on_what_nobody_waits_for_is_no_news() -> None:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from fleet import services
+from fleet import controller, services
 from fleet.models import Cooldown, FleetEvent, ModelProfile, Neuron, Placement
 from fleet.planner.phases import NeuronPhase, PlacementPhase
 from fleet.services.lease import give_lease_back, take_lease
@@ -21,9 +21,25 @@ def beast(db: None) -> Neuron:
 
 def test_adding_again_changes_the_address_and_keeps_the_token(beast: Neuron) -> None:
     services.set_enabled(beast.pk, False, START)
-    again = services.add_neuron("beast", "http://10.0.0.7:13131", None, START)
-    assert (again.pk, again.endpoint, again.enabled) == (beast.pk, "http://10.0.0.7:13131", True)
+    again = services.add_neuron("beast", "https://BEAST:443", None, START)
+    assert (again.pk, again.endpoint, again.enabled) == (beast.pk, "https://BEAST:443", True)
     assert decrypt_token(again.token_encrypted) == "s3cret"
+
+
+def test_another_host_is_not_told_the_token_of_the_first(beast: Neuron) -> None:
+    assert services.change_endpoint(beast.pk, "http://10.0.0.7:13131", START)
+    beast.refresh_from_db()
+    assert (beast.endpoint, beast.token_encrypted) == ("http://10.0.0.7:13131", None)
+    message = FleetEvent.objects.get(message__contains="10.0.0.7").message
+    assert "token removed, as it was for beast" in message
+    assert not services.change_endpoint(beast.pk, "http://10.0.0.8:13131", START)
+
+
+def test_adding_again_on_another_host_takes_the_new_token(beast: Neuron) -> None:
+    again = services.add_neuron("beast", "http://10.0.0.7:13131", "s3cret", START)
+    assert decrypt_token(again.token_encrypted) == "s3cret"
+    again = services.add_neuron("beast", "http://10.0.0.8:13131", None, START)
+    assert again.token_encrypted is None
 
 
 def test_adding_the_same_again_is_no_event(beast: Neuron) -> None:
@@ -91,6 +107,27 @@ def test_a_neuron_with_models_is_not_removed(beast: Neuron) -> None:
     services.remove_profile(profile.pk, START, "owner")
     assert not Neuron.objects.exists()
     assert FleetEvent.objects.filter(actor="owner", message="beast removed").exists()
+
+
+@pytest.mark.parametrize("switch", ["unload", "drain", "disable"])
+def test_a_dead_neuron_and_its_models_can_be_removed(beast: Neuron, switch: str) -> None:
+    Neuron.objects.update(phase=NeuronPhase.LOST)
+    profile = ModelProfile.objects.create(model_id="a")
+    placement = Placement.objects.create(
+        profile=profile, neuron=beast, phase="lost", phase_since=START, requested_at=START
+    )
+    assert controller.decide(START) == ()
+    if switch == "unload":
+        services.request_unload("a", None, START)
+    elif switch == "drain":
+        services.drain(beast.pk, START)
+    else:
+        services.set_enabled(beast.pk, False, START)
+    assert controller.decide(START) == ()
+    placement.refresh_from_db()
+    assert placement.phase == PlacementPhase.STOPPED
+    services.remove_neuron(beast.pk, START)
+    services.remove_profile(profile.pk, START)
 
 
 def test_last_use_moves_forward_only(beast: Neuron) -> None:
