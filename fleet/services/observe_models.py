@@ -6,11 +6,13 @@ written.
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, assert_never
 
 from django.db import IntegrityError, transaction
 from django.db.models import Model
 
+from fleet import metrics
 from fleet.models import Cooldown, EventKind, ModelProfile, Neuron, Placement
 from fleet.notify import publish_fleet_changed
 from fleet.observation import (
@@ -160,6 +162,7 @@ def _learn_from(placement: Placement, info: protocol.ModelInfo, was_loading: boo
         }
     if info.load_seconds is not None and was_loading:
         learned["load_seconds"] = _mean(profile.load_seconds, info.load_seconds)
+        transaction.on_commit(partial(metrics.observe_load, profile.model_id, info.load_seconds))
     changes = differences(profile, learned)
     if changes:
         ModelProfile.objects.filter(pk=profile.pk).update(**changes)

@@ -7,10 +7,12 @@ here talks to a neuron.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from django.db import IntegrityError, transaction
 from django.db.models import Q
 
+from fleet import metrics
 from fleet.models import Demand, Desired, EventKind, ModelProfile, Neuron, Placement
 from fleet.notify import publish_fleet_changed
 from fleet.planner.actions import Load, Unload, UnloadReason
@@ -141,6 +143,7 @@ def begin_unload(action: Unload, now: datetime) -> UnloadOrder | None:
     reason = describe_unload(action)
     if not move_placement(placement, target, reason, now, data=data, changes=changes):
         return None
+    transaction.on_commit(partial(metrics.count_unload, str(action.reason)))
     return None if target is _P.STOPPED else unload_order(placement, action.only_if_idle)
 
 

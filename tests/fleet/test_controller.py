@@ -1,7 +1,10 @@
 """Scenarios through polls, passes and fake neurons behind real ports."""
 
+from typing import Any
+
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from prometheus_client import REGISTRY
 
 from fleet import controller, services, watch
 from fleet.models import (
@@ -529,3 +532,24 @@ def test_what_a_neuron_said_before_it_fell_silent_is_no_sign_of_life(fleet: Driv
     assert neuron_row(BEAST).phase == NeuronPhase.UNHEALTHY
     fleet.poll()
     assert neuron_row(BEAST).phase == NeuronPhase.HEALTHY
+
+
+def test_loads_and_unloads_are_counted_by_why(
+    fleet: Driver, django_capture_on_commit_callbacks: Any
+) -> None:
+    def count(name: str, labels: dict[str, str]) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    def counts() -> tuple[float, float]:
+        return (
+            count("cortex_evictions_total", {"reason": "operator"}),
+            count("cortex_load_seconds_count", {"model": SMALL}),
+        )
+
+    num_unloads, num_loads = counts()
+    with django_capture_on_commit_callbacks(execute=True):
+        bring_up(fleet, SMALL)
+        fleet.settle()
+        services.request_unload(SMALL, None, fleet.clock())
+        fleet.until(lambda: live(SMALL) == [])
+    assert counts() == (num_unloads + 1, num_loads + 1)
