@@ -18,9 +18,11 @@ from pathlib import Path
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 
 from neuron_agent.config import ConfigError, NeuronConfig, load_config
 from neuron_agent.devices.inventory import take_inventory
+from neuron_agent.http_answer import STALLED_SECONDS
 from neuron_agent.server import build_app
 from neuron_agent.supervisor import Supervisor
 
@@ -28,6 +30,7 @@ EXIT_CANNOT_START = 2
 SHUTDOWN_SECONDS = 3
 KEEP_ALIVE_SECONDS = 75
 """A gateway keeps connections in a pool; they should not close under a request it just sent."""
+LOCAL_PROXIES = ["127.0.0.1", "::1"]
 _BACKLOG = 2048
 
 
@@ -43,6 +46,8 @@ def main() -> int:
     arguments = _parse_arguments()
     environment = dict(os.environ)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Texts come one at a time; the library's own threads would only be in the way of a fork.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
         config = _configure(arguments, environment)
         listener = _listen(config)
@@ -78,6 +83,10 @@ def _listen(config: NeuronConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform == "linux":
+        # For connections too: closing one whose client reads nothing would wait for it for ever.
+        milliseconds = int(STALLED_SECONDS * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     try:
         listener.bind((config.host, config.port))
         listener.listen(_BACKLOG)
@@ -99,19 +108,7 @@ async def _serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; then end streams and device processes side by side."""
     supervisor = Supervisor(config, take_inventory(config.devices, environment), environment)
-    server = _Server(
-        uvicorn.Config(
-            build_app(supervisor),
-            http="httptools",
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
-    )
+    server = _Server(server_config(build_app(supervisor)))
     stop_asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -124,6 +121,23 @@ async def _serve(
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await asyncio.gather(serving, supervisor.stop(), return_exceptions=True)
+
+
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Said here, for else a variable of the environment says whom to believe, and whoever may
+        # name the caller's address passes for a caller of this host and needs no token.
+        forwarded_allow_ips=LOCAL_PROXIES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
 
 
 def _set_up_logging(config: NeuronConfig) -> None:

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 SILENCE_SECONDS = 1.0
 """After so long without text the listener hears where the request is."""
-BIG_PROMPT_CHARACTERS = 8_000
+BIG_CONVERSATION_BYTES = 8_000
 """From here on rendering and tokenising would make other streams wait: they go to a thread."""
 
 
@@ -104,8 +104,7 @@ def choose_sampling(chat: ChatRequest, defaults: SamplingDefaults) -> Sampling:
 
 async def tokenize_conversation(text: ModelText, conversation: RenderInput) -> list[int]:
     """Return a conversation's token ids as the model sees them. Raises NeuronError."""
-    size = sum(len(str(message.get("content") or "")) for message in conversation.messages)
-    if size < BIG_PROMPT_CHARACTERS and not conversation.tools:
+    if conversation.body_bytes < BIG_CONVERSATION_BYTES and not conversation.tools:
         return _render_and_encode(text, conversation)
     return await asyncio.to_thread(_render_and_encode, text, conversation)
 
@@ -267,9 +266,7 @@ class _Run:
         if output.finish == "device_fault":
             code = output.error_code or ErrorCode.DEVICE_FAULT
             return Unavailable(output.error or "the device failed", code=code)
-        return RequestFailed(
-            "the request failed on the device", code=output.error_code or ErrorCode.REQUEST_FAILED
-        )
+        return _refusal(output)
 
     def _count(self, *, has_ended: bool) -> None:
         model = self._request.model
@@ -289,6 +286,18 @@ class _Run:
             decode_ms=round(finished.timing.decode_ms, 1),
             tok_s=round((self._num_tokens - 1) / seconds, 1) if seconds > 0 else None,
         )
+
+
+def _refusal(output: Output) -> NeuronError:
+    """Return what it means for the caller that the device did not take or finish a request."""
+    match output.error_code:
+        case ErrorCode.INVALID_REQUEST | ErrorCode.CONTEXT_LENGTH_EXCEEDED as code:
+            return BadRequest(output.error or "the request cannot be served", code=code)
+        case ErrorCode.MODEL_NOT_LOADED as code:
+            return Unavailable("the model was unloaded", code=code)
+        case code:
+            message = "the request failed on the device"
+            return RequestFailed(message, code=code or ErrorCode.REQUEST_FAILED)
 
 
 def cancel_request(supervisor: Supervisor, request_id: str) -> int:

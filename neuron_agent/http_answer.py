@@ -1,10 +1,12 @@
 """How the front process answers: JSON, errors in OpenAI's shape, and answers a client may leave.
 
 A client that leaves, streaming or not, must free its place within a step. Only whoever reads
-`receive()` learns of it, so each generating answer is raced against that.
+`receive()` learns of it, so each generating answer is raced against that. One that stays and
+reads nothing is cut off in the end.
 """
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,7 +15,7 @@ import msgspec
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from neuron_agent.errors import BadRequest, NeuronError, RequestFailed, TooLarge
 from neuron_agent.wire.chat_response import (
@@ -26,6 +28,8 @@ from neuron_agent.wire.events import ChatEvent, Finished, TextDelta
 
 log = structlog.get_logger()
 
+STALLED_SECONDS = 60.0
+"""A client that takes nothing of what is ready for it for so long counts as gone."""
 MAX_BODY_BYTES = 32 * 1024 * 1024
 JSON = "application/json"
 EVENT_STREAM = [
@@ -75,10 +79,11 @@ class LeavableAnswer(Response, ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer and listen for the client's leaving at once; whichever ends first ends both."""
-        answer = asyncio.create_task(self.answer(send))
+        outlet = _Outlet(send)
+        answer = asyncio.create_task(self.answer(outlet))
         leaving = asyncio.create_task(_until_disconnect(receive))
         try:
-            await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await _until_over(outlet, answer, leaving)
         finally:
             leaving.cancel()
             answer.cancel()  # does nothing to one that has ended
@@ -89,6 +94,37 @@ class LeavableAnswer(Response, ABC):
     @abstractmethod
     async def answer(self, send: Send) -> None:
         """Send the whole answer; cancelled when the client leaves."""
+
+
+class _Outlet:
+    """The way to a client, and for how long it has taken nothing."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._blocked_since: float | None = None
+
+    async def __call__(self, message: Message) -> None:
+        self._blocked_since = time.monotonic()
+        await self._send(message)
+        self._blocked_since = None
+
+    @property
+    def blocked_seconds(self) -> float:
+        return 0.0 if self._blocked_since is None else time.monotonic() - self._blocked_since
+
+
+async def _until_over(outlet: _Outlet, *tasks: asyncio.Task[None]) -> None:
+    """Return when one of the tasks has ended, or when the client has taken nothing for too long.
+
+    It looks when a stall could have become too long, not at each frame: that path is hot.
+    """
+    seconds = STALLED_SECONDS
+    while seconds > 0:
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if done:
+            return
+        seconds = STALLED_SECONDS - outlet.blocked_seconds
+    log.warning("a client that stopped reading is cut off")
 
 
 async def _until_disconnect(receive: Receive) -> None:

@@ -30,6 +30,7 @@ from neuron_agent.protocol import (
 from neuron_agent.recovery import (
     Breakdown,
     Fate,
+    Silence,
     backoff_seconds,
     fate_of_model,
     is_given_up,
@@ -61,6 +62,7 @@ class ManagedDevice:
         self.num_faults: Counter[str] = Counter()
         self._config = config
         self._watchdog = config.watchdog
+        self._silence = Silence(config.watchdog)
         self._environment = environment
         self._record_fault = record_fault
         self._link: DeviceLink | None = None
@@ -71,8 +73,6 @@ class ManagedDevice:
         self._broken: Breakdown | None = None
         """Why the last process had to go, until the next one has started."""
         self._fault_times: list[float] = []
-        self._silent_seconds = 0.0
-        """Silence is added up tick by tick: a front that stood still itself blames nobody."""
         self._num_nan: dict[str, int] = {}
 
     # --- what the supervisor asks for ------------------------------------------------------------
@@ -92,7 +92,12 @@ class ManagedDevice:
         return self._free_bytes_now() - sum(model.weight_bytes for model in coming)
 
     def load(self, model: ModelState) -> None:
-        """Make a model live here; it is loaded as soon as there is a process to do it."""
+        """Make a model live here; it is loaded as soon as there is a process to do it.
+
+        Raises what encoding the command raises, with nothing changed: a load that cannot be sent
+        now could not be sent to a later process either, and would end that one's life.
+        """
+        channel.encode(model.load_command())
         self.models[model.id] = model
         model.device_index = self.index
         if self.started:
@@ -161,7 +166,7 @@ class ManagedDevice:
         except OSError as error:
             self._break_down(Breakdown("died", f"it cannot be started: {error.strerror}"))
             return
-        self._link, self._silent_seconds = link, 0.0
+        self._link = link
         is_worth_asking = False
         try:
             self._break_down(await self._converse(link))
@@ -181,18 +186,18 @@ class ManagedDevice:
         """Take reports until the process breaks down, and return how."""
         while True:
             try:
-                async with asyncio.timeout(self._tick_seconds()):
+                async with asyncio.timeout(self._silence.tick_seconds):
                     report = await link.receive()
             except TimeoutError:
-                self._silent_seconds += self._tick_seconds()
-                if self._silent_seconds < self._patience_seconds():
+                self._silence.add_tick()
+                if not self._silence.is_too_long:
                     continue
-                return Breakdown("hung", f"no sign of life for {self._silent_seconds:.0f} s")
+                return Breakdown("hung", f"no sign of life for {self._silence.seconds:.0f} s")
             except channel.ChannelError as error:
                 return Breakdown("died", str(error))
             if report is None:
                 return Breakdown("died", await self._describe_end(link))
-            self._silent_seconds = 0.0
+            self._silence.end()
             if isinstance(report, channel.Poisoned):
                 return Breakdown("poisoned", report.error)
             self._take(report)
@@ -200,17 +205,6 @@ class ManagedDevice:
     async def _describe_end(self, link: DeviceLink) -> str:
         status = await link.kill()
         return f"the device process ended (exit status {status})"
-
-    def _tick_seconds(self) -> float:
-        return min(1.0, self._watchdog.step_seconds / 4)
-
-    def _patience_seconds(self) -> float:
-        """Return how long this device may be silent in what it is doing now."""
-        if self.started is None:
-            return self._watchdog.start_seconds
-        if any(model.phase in _LOADING for model in self.models.values()):
-            return self._watchdog.load_seconds
-        return self._watchdog.step_seconds
 
     # --- what a process reports ------------------------------------------------------------------
 
@@ -240,7 +234,7 @@ class ManagedDevice:
 
     def _start(self, started: channel.Started) -> None:
         self.started, self._broken = started, None
-        self._begun.clear()
+        self._silence.note_started()
         self._unreported_bytes = 0
         self._num_nan.clear()
         log.info("device process started", device=self.spec.torch_name, pid=self.pid)
@@ -249,19 +243,8 @@ class ManagedDevice:
 
     def _send_load(self, model: ModelState) -> None:
         assert self._link is not None
-        assert model.folder is not None
-        options = model.request
-        self._silent_seconds = 0.0  # a load gets its whole time from here on
-        self._link.send(
-            channel.LoadModel(
-                model_id=model.id,
-                folder=str(model.folder),
-                dtype=options.dtype,
-                quant=options.quant,
-                max_context=options.max_context,
-                max_in_flight=model.max_in_flight,
-            )
-        )
+        self._silence.note_load(model.id)
+        self._link.send(model.load_command())
 
     def _deliver(self, output: channel.Output) -> None:
         """Pass an output on; one for a request that left meanwhile is dropped."""
@@ -269,7 +252,7 @@ class ManagedDevice:
         if request is None:
             return
         if output.finish is not None:
-            del self.requests[output.request_id]
+            self._forget(request)
         request.outputs.put_nowait(output)
 
     def _take_report(self, report: channel.Report) -> None:
@@ -294,6 +277,7 @@ class ManagedDevice:
         )
 
     def _take_ready(self, report: channel.ModelReady) -> None:
+        self._silence.note_load_over(report.model_id)
         model = self.models.get(report.model_id)
         if model is None or model.phase not in _LOADING:
             return  # it is to be unloaded; that command is on its way
@@ -309,6 +293,7 @@ class ManagedDevice:
         )
 
     def _take_failure(self, report: channel.LoadFailed) -> None:
+        self._silence.note_load_over(report.model_id)
         model = self.models.pop(report.model_id, None)
         if model is None:
             return
@@ -319,6 +304,7 @@ class ManagedDevice:
         log.warning("load failed", model=model.id, code=report.code, error=report.message)
 
     def _take_unloaded(self, report: channel.ModelUnloaded) -> None:
+        self._silence.note_load_over(report.model_id)
         model = self.models.get(report.model_id)
         if model is not None:
             self._unreported_bytes -= model.ready.memory_bytes if model.ready else 0
@@ -336,10 +322,12 @@ class ManagedDevice:
     def _break_down(self, breakdown: Breakdown) -> None:
         """Tell everybody who relied on the process. Nothing here waits."""
         self._broken, self.started, self.report = breakdown, None, None
+        self._silence = Silence(self._watchdog)
         models = tuple(self.models)
         self._end_requests(f"the device failed: {breakdown.kind}")
         for model in list(self.models.values()):
             self._interrupt(model)
+        self._begun.clear()  # a process that dies before it has started is no model's fault
         self._note_fault(breakdown.kind, breakdown.error, models)
 
     def _interrupt(self, model: ModelState) -> None:
@@ -385,17 +373,21 @@ class ManagedDevice:
     def _end_request(
         self, request: RunningRequest, error: str, code: str = ErrorCode.DEVICE_FAULT
     ) -> None:
-        self.requests.pop(request.id, None)
+        self._forget(request)
         request.outputs.put_nowait(
             channel.Output(request.id, [], finish="device_fault", error_code=code, error=error)
         )
 
+    def _forget(self, request: RunningRequest) -> None:
+        """Give a request's place back: a caller who reads the rest slowly takes no room."""
+        self.requests.pop(request.id, None)
+        request.model.release(request)
+
     def _note_fault(self, kind: str, error: str, models: tuple[str, ...]) -> None:
         log.error("fault", device=self.spec.torch_name, kind=kind, error=error, models=models)
         self.num_faults[kind] += 1
-        driver = self.started.driver if self.started else None
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._record_fault(Fault(at, self.index, kind, error, models, driver))
+        self._record_fault(Fault(at, self.index, kind, error, models, self.spec.driver))
 
 
 def _failure(report: channel.LoadFailed) -> LoadFailure:

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from neuron_agent.devices.channel import ModelReady, ModelReport, Output
+from neuron_agent.devices.channel import LoadModel, ModelReady, ModelReport, Output
 from neuron_agent.errors import Unavailable
 from neuron_agent.model_text import ModelText
 from neuron_agent.protocol import ErrorCode, LoadFailure, LoadProgress, LoadRequest, ModelPhase
@@ -64,6 +64,8 @@ class ModelState:
         self.num_interruptions = 0
         """How often a device process ended while this model was being loaded there."""
         self.created_at = time.time()
+        self.drain_until = 0.0
+        """While draining: when the requests that still run are ended, on the monotonic clock."""
         self.is_gone = False
         self.requests: dict[str, RunningRequest] = {}
         self.rejected: Counter[str] = Counter()
@@ -74,6 +76,18 @@ class ModelState:
     @property
     def id(self) -> str:
         return self.request.model_id
+
+    def load_command(self) -> LoadModel:
+        """Return what a device process is told to load."""
+        assert self.folder is not None
+        return LoadModel(
+            model_id=self.id,
+            folder=str(self.folder),
+            dtype=self.request.dtype,
+            quant=self.request.quant,
+            max_context=self.request.max_context,
+            max_in_flight=self.max_in_flight,
+        )
 
     # --- phases ----------------------------------------------------------------------------------
 
@@ -101,6 +115,12 @@ class ModelState:
     def fail(self, failure: LoadFailure) -> None:
         self.failure = failure
         self.move(ModelPhase.FAILED)
+
+    def shorten_drain(self, until: float) -> None:
+        """End a drain earlier; asked again with a later time it stays as it was."""
+        if self.phase is P.DRAINING and until < self.drain_until:
+            self.drain_until = until
+            self.announce()
 
     def vanish(self) -> None:
         """The model is off its device and off the list."""

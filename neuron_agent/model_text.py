@@ -37,8 +37,13 @@ class ModelText:
     defaults: SamplingDefaults = SamplingDefaults()
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Return the ids of a text; a rendered template brings its special tokens itself."""
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Return the ids of a text; a rendered template brings its special tokens itself.
+
+        As a batch of one: for a single text the library keeps the interpreter to itself, and a
+        long one would stop all other streams though it is encoded in a thread of its own.
+        """
+        (encoded,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoded.ids
 
 
 def read_model_text(folder: Path) -> ModelText:
@@ -137,7 +142,7 @@ def _defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
     return SamplingDefaults(
         temperature=_number(generation.get("temperature"), plain.temperature),
         top_p=_number(generation.get("top_p"), plain.top_p),
-        top_k=int(_number(generation.get("top_k"), plain.top_k)),
+        top_k=max(0, int(_number(generation.get("top_k"), plain.top_k))),  # -1 says "off" too
     )
 
 

@@ -1,4 +1,4 @@
-"""What to do when a device process broke down: decisions, as functions of what is known.
+"""When a device process counts as hung, and what to do when one broke down: decisions.
 
 Nothing here starts, ends or waits for anything, or reads a clock.
 """
@@ -20,6 +20,50 @@ class Breakdown:
 
     kind: str
     error: str
+
+
+class Silence:
+    """How long one device process has said nothing, against what it was told to do.
+
+    It is added up tick by tick: a front that stood still itself blames nobody. Patience follows
+    the commands that were sent, not the phases of models: a model that is to be unloaded in the
+    middle of its load is loaded to the end first.
+    """
+
+    def __init__(self, watchdog: WatchdogConfig) -> None:
+        self.seconds = 0.0
+        self.tick_seconds = min(1.0, watchdog.step_seconds / 4)
+        self._watchdog = watchdog
+        self._has_started = False
+        self._loads: set[str] = set()
+        """Models it was told to load and has not said how that went."""
+
+    @property
+    def is_too_long(self) -> bool:
+        return self.seconds >= self._patience_seconds
+
+    @property
+    def _patience_seconds(self) -> float:
+        if not self._has_started:
+            return self._watchdog.start_seconds
+        return self._watchdog.load_seconds if self._loads else self._watchdog.step_seconds
+
+    def add_tick(self) -> None:
+        self.seconds += self.tick_seconds
+
+    def end(self) -> None:
+        self.seconds = 0.0
+
+    def note_started(self) -> None:
+        self._has_started = True
+
+    def note_load(self, model_id: str) -> None:
+        """A load was sent; it gets its whole time from here on."""
+        self._loads.add(model_id)
+        self.seconds = 0.0
+
+    def note_load_over(self, model_id: str) -> None:
+        self._loads.discard(model_id)
 
 
 class Fate(StrEnum):

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import structlog
@@ -33,12 +34,16 @@ from neuron_agent.protocol import (
     UnloadRequest,
 )
 from neuron_agent.text.chat_template import import_renderer
+from neuron_agent.wire.json_body import check_range
 
 log = structlog.get_logger()
 
 HARNESS = "torch"
 MAX_LEDGER_LINES = 200
 MAX_MODEL_ID_CHARACTERS = 256
+MAX_CONTEXT_TOKENS = 2**31 - 1
+NUM_DOWNLOADS = 4
+"""Loads that may fetch at once; further ones wait for one of these."""
 SENSOR_PERIOD_SECONDS = 2.0
 UNLOAD_ANSWER_SECONDS = 2.0
 """How long an unload's answer waits for the memory to be free; the unload goes on in any case."""
@@ -63,6 +68,10 @@ class Supervisor:
             for spec in inventory.devices
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        # A hub may take hours to answer and a sick driver may never: neither may hold a thread
+        # that a request's text is waiting for.
+        self._download_threads = ThreadPoolExecutor(NUM_DOWNLOADS, "download")
+        self._sensor_thread = ThreadPoolExecutor(1, "sensors")
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -86,6 +95,8 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for threads in (self._download_threads, self._sensor_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def check_integrity(self) -> None:
         """Raise AssertionError where a count and what it counts disagree."""
@@ -120,8 +131,12 @@ class Supervisor:
                 raise Conflict(f"{model.id} was unloaded meanwhile", code=ErrorCode.BUSY)
             await model.wait_for_change()
 
-    def choose_device(self, request: LoadRequest) -> ManagedDevice:
-        """Return the device asked for, else the one with the most free memory. Raises."""
+    def choose_device(self, request: LoadRequest, weight_bytes: int = 0) -> ManagedDevice:
+        """Return the device asked for, else the best: the most free memory, a living process.
+
+        A device that is being restarted looks emptier than it will be: one whose process has
+        started, and has room for the weights, goes before it. Raises Unavailable.
+        """
         wanted = request.devices or tuple(device.index for device in self.devices)
         alive = [d for d in self.devices if d.index in wanted and not d.has_given_up]
         if not alive:
@@ -130,7 +145,12 @@ class Supervisor:
                 code=ErrorCode.DEVICE_FAULT,
                 retry_after_seconds=60,
             )
-        return max(alive, key=lambda d: (d.free_bytes, -len(d.models), -d.index))
+
+        def worth(device: ManagedDevice) -> tuple[bool, int, int, int]:
+            is_sure = device.started is not None and device.free_bytes >= weight_bytes
+            return is_sure, device.free_bytes, -len(device.models), -device.index
+
+        return max(alive, key=worth)
 
     def _check_options(self, request: LoadRequest) -> None:
         if self.is_stopping:
@@ -142,8 +162,7 @@ class Supervisor:
             raise _unsupported("harness", f"this neuron's harness is {HARNESS!r}")
         if request.tensor_parallel != 1:
             raise _unsupported("tensor_parallel", "this neuron loads a model onto one device")
-        if request.max_context is not None and request.max_context < 1:
-            raise BadRequest("max_context must be at least 1", param="max_context")
+        check_range("max_context", request.max_context, 1, MAX_CONTEXT_TOKENS)
         known = [device.index for device in self.devices]
         if request.devices is not None and len(request.devices) != 1:
             raise _unsupported("devices", "name one device")
@@ -158,7 +177,7 @@ class Supervisor:
         try:
             await self._prepare(model)
             if model.phase is ModelPhase.LOADING:
-                device = self.choose_device(model.request)
+                device = self.choose_device(model.request, model.weight_bytes)
                 device.load(model)
         except NeuronError as error:
             _fail(model, error)
@@ -172,8 +191,13 @@ class Supervisor:
         def show(progress: LoadProgress) -> None:
             loop.call_soon_threadsafe(model.show, progress)
 
-        folder = await asyncio.to_thread(
-            repository.find_folder, model.request, self.config.hf_cache, show
+        is_here = repository.local_folder(model.request) is not None
+        folder = await loop.run_in_executor(
+            None if is_here else self._download_threads,
+            repository.find_folder,
+            model.request,
+            self.config.hf_cache,
+            show,
         )
         model.text = await asyncio.to_thread(read_model_text, folder)
         model.weight_bytes = await asyncio.to_thread(repository.weight_bytes, folder)
@@ -191,6 +215,8 @@ class Supervisor:
             raise Conflict(f"{len(model.requests)} requests are running", code=ErrorCode.BUSY)
         if model.phase not in LEAVING:
             self._begin_unload(model, request.drain_seconds)
+        elif not request.only_if_idle:
+            model.shorten_drain(time.monotonic() + request.drain_seconds)
         if model.phase is ModelPhase.UNLOADING:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(UNLOAD_ANSWER_SECONDS):
@@ -219,16 +245,15 @@ class Supervisor:
         log.info("unload", model=model.id, running=len(model.requests), drain_s=drain_seconds)
         if model.phase is ModelPhase.READY and model.requests and drain_seconds > 0:
             model.move(ModelPhase.DRAINING)
+            model.drain_until = time.monotonic() + drain_seconds
         else:
             model.move(ModelPhase.UNLOADING)
         self.num_lifecycle_cycles += 1
-        self._spawn(self._unload(model, drain_seconds))
+        self._spawn(self._unload(model))
 
-    async def _unload(self, model: ModelState, drain_seconds: float) -> None:
+    async def _unload(self, model: ModelState) -> None:
         if model.phase is ModelPhase.DRAINING:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(drain_seconds):
-                    await _until_idle(model)
+            await _drain(model)
         if model.phase is ModelPhase.DRAINING and not model.is_gone:
             model.move(ModelPhase.UNLOADING)
         self._take_off_device(model)
@@ -246,8 +271,11 @@ class Supervisor:
     # --- the rest --------------------------------------------------------------------------------
 
     async def _watch_sensors(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            sensors = await asyncio.to_thread(read_sensors, self.inventory.devices)
+            sensors = await loop.run_in_executor(
+                self._sensor_thread, read_sensors, self.inventory.devices
+            )
             for device in self.devices:
                 device.sensors = sensors.get(device.index, device.sensors)
             await asyncio.sleep(SENSOR_PERIOD_SECONDS)
@@ -285,9 +313,15 @@ async def _warm_up() -> None:
     await asyncio.to_thread(import_renderer)
 
 
-async def _until_idle(model: ModelState) -> None:
+async def _drain(model: ModelState) -> None:
+    """Return when the model is idle or gone, or its drain is over; that may come nearer."""
     while model.requests and not model.is_gone:
-        await model.wait_for_change()
+        seconds = model.drain_until - time.monotonic()
+        if seconds <= 0:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await model.wait_for_change()
 
 
 async def _until_gone(model: ModelState) -> None:

@@ -86,7 +86,6 @@ class Started(Message, frozen=True):
     torch_version: str
     transformers_version: str
     cuda_version: str | None = None
-    driver: str | None = None
 
 
 class ModelLoading(Message, frozen=True):

@@ -5,15 +5,22 @@ made. It knows neither models nor processes.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
+
+import structlog
 
 from neuron_agent.config import DevicesConfig
 from neuron_agent.protocol import DeviceFacts
 
 MEGABYTE = 2**20
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,8 @@ class DeviceSpec:
     """Its number among the devices of its kind: N of `cuda:N` and `cpu:N`."""
     threads: int = 1
     uuid: str | None = None
+    driver: str | None = None
+    """The version of the driver behind it; a CPU has none."""
 
     @property
     def torch_name(self) -> str:
@@ -103,19 +112,38 @@ def _cuda_devices(visible: str | None) -> Inventory:
 
 
 def _read_nvml(nvml: ModuleType, visible: str | None) -> Inventory:
-    uuids = [
-        _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
-        for index in range(nvml.nvmlDeviceGetCount())
-    ]
-    chosen = choose_visible(uuids, visible)
-    devices = tuple(_gpu(nvml, uuid, ordinal) for ordinal, uuid in enumerate(chosen))
-    version = nvml.nvmlSystemGetCudaDriverVersion()
+    """Return the GPUs that answer. A sick one hides itself and none of its neighbours."""
+    uuids = [_uuid(nvml, number) for number in range(nvml.nvmlDeviceGetCount())]
+    healthy: list[DeviceSpec] = []
+    driver = _ask(nvml, nvml.nvmlSystemGetDriverVersion)
+    for uuid in choose_visible(uuids, visible):
+        gpu = _ask(nvml, _gpu, nvml, uuid, len(healthy)) if uuid else None
+        if gpu is not None:
+            healthy.append(replace(gpu, driver=_text(driver) if driver else None))
+        else:
+            log.error("a GPU does not answer and is left out", uuid=uuid)
+    version = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion)
     return Inventory(
-        devices,
-        driver=_text(nvml.nvmlSystemGetDriverVersion()),
-        cuda=f"{version // 1000}.{version % 1000 // 10}",
-        cuda_unavailable_reason=None if devices else "no GPU is visible",
+        tuple(healthy),
+        driver=_text(driver) if driver else None,
+        cuda=f"{version // 1000}.{version % 1000 // 10}" if version else None,
+        cuda_unavailable_reason=None if healthy else "no GPU is visible that answers",
     )
+
+
+def _uuid(nvml: ModuleType, number: int) -> str:
+    """Return a GPU's UUID, empty if it does not say; its number stays taken all the same."""
+    handle = _ask(nvml, nvml.nvmlDeviceGetHandleByIndex, number)
+    uuid = _ask(nvml, nvml.nvmlDeviceGetUUID, handle) if handle is not None else None
+    return _text(uuid) if uuid else ""
+
+
+def _ask(nvml: ModuleType, question: Callable[..., T], *arguments: object) -> T | None:
+    """Return NVML's answer, None if this driver or this GPU has none."""
+    try:
+        return question(*arguments)
+    except nvml.NVMLError:
+        return None
 
 
 def choose_visible(uuids: list[str], visible: str | None) -> list[str]:
@@ -148,15 +176,16 @@ def _gpu(nvml: ModuleType, uuid: str, ordinal: int) -> DeviceSpec:
 
 
 def _sensors(nvml: ModuleType, uuid: str) -> Sensors:
-    try:
-        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-        return Sensors(
-            utilization_pct=nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            temp_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            power_w=nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        )
-    except nvml.NVMLError:
-        return Sensors()  # this GPU does not tell, or has fallen off the bus
+    handle = _ask(nvml, nvml.nvmlDeviceGetHandleByUUID, uuid)
+    if handle is None:
+        return Sensors()  # it has fallen off the bus
+    rates = _ask(nvml, nvml.nvmlDeviceGetUtilizationRates, handle)
+    power_mw = _ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+    return Sensors(
+        utilization_pct=None if rates is None else rates.gpu,
+        temp_c=_ask(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+        power_w=None if power_mw is None else power_mw / 1000,
+    )
 
 
 def _text(value: str | bytes) -> str:

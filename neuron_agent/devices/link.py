@@ -116,16 +116,14 @@ class DeviceLink:
 
 
 def _arguments(fd: int, spec: DeviceSpec) -> list[str]:
-    arguments = ["--fd", str(fd), "--device", spec.torch_name]
-    if spec.facts.kind == "cpu":
-        memory_mb = spec.memory_total_bytes // MEGABYTE
-        arguments += ["--memory-mb", str(memory_mb), "--threads", str(spec.threads)]
-    return arguments
+    if spec.facts.kind == "cuda":
+        # It sees one GPU, and to it that one is the first.
+        return ["--fd", str(fd), "--device", "cuda:0", "--index", str(spec.facts.index)]
+    memory_mb = spec.memory_total_bytes // MEGABYTE
+    budget = ["--memory-mb", str(memory_mb), "--threads", str(spec.threads)]
+    return ["--fd", str(fd), "--device", spec.torch_name, *budget]
 
 
 def _environment(spec: DeviceSpec, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the child's environment: CUDA counts devices as NVML does; a CPU device sees none."""
-    child = {**environment, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    if spec.facts.kind == "cpu":
-        child["CUDA_VISIBLE_DEVICES"] = ""
-    return child
+    """Return the child's environment: it sees its own GPU and no other, on a CPU device none."""
+    return {**environment, "CUDA_VISIBLE_DEVICES": spec.uuid or ""}

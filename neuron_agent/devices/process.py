@@ -55,6 +55,7 @@ EXIT_BAD_COMMANDS = 4
 class Options:
     fd: int
     kind: str  # "cpu" or "cuda"
+    ordinal: int
     index: int
     memory_bytes: int | None
     num_threads: int | None
@@ -66,7 +67,7 @@ class Options:
     @property
     def torch_device(self) -> torch.device:
         # Several CPU devices are one place to torch; they differ in their process and budget.
-        return torch.device("cuda", self.index) if self.kind == "cuda" else torch.device("cpu")
+        return torch.device("cuda", self.ordinal) if self.kind == "cuda" else torch.device("cpu")
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -74,6 +75,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(prog="neuron_agent.devices.process")
     parser.add_argument("--fd", type=int, required=True, help="this end of the socket pair")
     parser.add_argument("--device", required=True, help="cpu:N or cuda:N")
+    parser.add_argument("--index", type=int, help="its number on this host; N if not given")
     parser.add_argument("--memory-mb", type=int, help="memory budget of the device")
     parser.add_argument("--threads", type=int, help="threads that torch computes with")
     parsed = parser.parse_args(arguments)
@@ -84,7 +86,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
         if getattr(parsed, name) is not None and getattr(parsed, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     memory_bytes = None if parsed.memory_mb is None else parsed.memory_mb * 2**20
-    return Options(parsed.fd, named[1], int(named[2]), memory_bytes, parsed.threads)
+    ordinal = int(named[2])
+    index = ordinal if parsed.index is None else parsed.index
+    return Options(parsed.fd, named[1], ordinal, index, memory_bytes, parsed.threads)
 
 
 def main() -> None:
@@ -131,9 +135,12 @@ def _own_device(
     `os._exit` spares the interpreter's own ending, which would free a whole model first.
     """
     _name_thread(options.thread_name)
+    sending = threading.Lock()  # a load's progress comes from a thread of its own
 
     def send(report: DeviceReport) -> None:
-        channel.sendall(encode(report))
+        frame = encode(report)
+        with sending:
+            channel.sendall(frame)
 
     device = TorchDevice(
         options.torch_device,

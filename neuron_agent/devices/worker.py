@@ -193,8 +193,13 @@ class Worker:
         self._report_due_at = self._clock()  # the memory is another now
 
     def _try_load(self, command: LoadModel) -> LoadFailed | Fault | None:
+        begun: set[str] = set()
+
         def progress(stage: str, percent: float, bytes_done: int, bytes_total: int) -> None:
-            log.info("load_stage", model=command.model_id, stage=stage)
+            """Also called from the thread that watches a load: it must do nothing but send."""
+            if stage not in begun:
+                log.info("load_stage", model=command.model_id, stage=stage)
+            begun.add(stage)
             self._send(ModelLoading(command.model_id, stage, percent, bytes_done, bytes_total))
 
         try:
@@ -211,7 +216,9 @@ class Worker:
         code, message = ErrorCode.LOAD_FAILED, "the model could not be loaded"
         match fault.kind:
             case FaultKind.POISON:
-                code, message = ErrorCode.DEVICE_FAULT, "the device failed during the load"
+                # Whether the load is to blame shows when it does this again: the front counts.
+                self._poison(fault)
+                return
             case FaultKind.OUT_OF_MEMORY:
                 self._recover_memory(command.model_id, fault)
                 code, message = ErrorCode.DOES_NOT_FIT, "memory ran out during the load"
@@ -220,8 +227,6 @@ class Worker:
             case _:
                 assert_never(fault.kind)
         self._send(_load_failed(command, code, message, free_bytes=self._memory[1]))
-        if fault.kind is FaultKind.POISON:
-            self._poison(fault)
 
     def _ready(self, command: LoadModel, seconds: float) -> ModelReady:
         engine = self._engines[command.model_id]

@@ -15,8 +15,9 @@ from transformers.utils import logging
 
 from neuron_agent.devices.channel import LoadModel, Started
 from neuron_agent.engine.engine import Engine
-from neuron_agent.engine.loader import LoadContext, Progress, load_engine
+from neuron_agent.engine.loader import LoadContext, load_engine
 from neuron_agent.engine.memory import MemoryBooks
+from neuron_agent.engine.progress import Progress
 
 CUDA_HEADROOM_BYTES = 512 * 1024 * 1024
 """Kept free on a GPU: library workspaces and fragments that no sum foresees."""

@@ -9,7 +9,7 @@ It fetches nothing, and it does not enter claims into the memory books: the devi
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from neuron_agent.engine.checkpoint import read_checkpoint
 from neuron_agent.engine.engine import Engine, EngineLimits
 from neuron_agent.engine.forward import Forward, PackedForward, SequenceFailed, SlowLane
 from neuron_agent.engine.needs import kv_token_bytes_of, measured_needs, needs_by_config
+from neuron_agent.engine.progress import Progress, Stage, gauge_for, watching
 from neuron_agent.engine.refusals import LoadRefused
 from neuron_agent.engine.selfcheck import agree, forward_logits, probe_sequences, reference_logits
 from neuron_agent.engine.sizing import DoesNotFit, MemoryPlan, ModelNeeds, plan_memory
@@ -49,9 +50,6 @@ DTYPES = {
 GENERATIVE_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 CANARY_IDS = (1, 2, 3)
 CANARY_TOKENS = 2  # one from the prefill, one from the cache
-
-Progress = Callable[[str, float, int, int], None]
-"""Takes stage, percent of the whole load, bytes done, bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +70,12 @@ def load_engine(command: LoadModel, context: LoadContext) -> Engine:
     config = _read_config(command.folder)
     _check_fits(needs_by_config(command, checkpoint, config, dtype), context.free_bytes())
     total = checkpoint.file_bytes
-    context.progress("reading", 0.0, 0, total)
-    model = _read_model(command.folder, context.device, dtype)
-    context.progress("preparing", 80.0, total, total)
-    forward, kv_token_bytes = choose_forward(model, dtype)
+    gauge = gauge_for(context.device, checkpoint, dtype)
+    with watching(gauge, Stage("reading", 0.0, 80.0, 0, total), context.progress):
+        model = _read_model(command.folder, context.device, dtype)
+    # Mapped weights are read here in truth, by the first pass through them.
+    with watching(gauge, Stage("preparing", 80.0, 95.0, total, total), context.progress):
+        forward, kv_token_bytes = choose_forward(model, dtype)
     needs = measured_needs(command, model, kv_token_bytes)
     plan = _check_fits(needs, context.free_bytes())
     context.progress("warming", 95.0, total, total)
@@ -228,10 +228,29 @@ def _is_right(forward: Forward, sequences: list[tuple[int, ...]], reference: Ten
 
 
 def can_be_packed(model: PreTrainedModel) -> bool:
-    """Whether every layer is plain attention over all before it, and ours can take its place."""
+    """Whether every layer is plain attention over all before it, and ours can take its place.
+
+    Positions that are turned by how long the longest sequence of a call is must not share calls.
+    """
     layers = DynamicCache(config=model.config).layers
     is_plain = all(type(layer) is DynamicLayer for layer in layers)
-    return bool(layers) and is_plain and model._supports_attention_backend
+    is_alike = not _rotates_by_length(model.config)
+    return bool(layers) and is_plain and is_alike and model._supports_attention_backend
+
+
+def _rotates_by_length(config: PreTrainedConfig) -> bool:
+    entry = getattr(config.get_text_config(decoder=True), "rope_parameters", None)
+    return any("dynamic" in name or name == "longrope" for name in _rope_types(entry))
+
+
+def _rope_types(entry: object) -> Iterator[str]:
+    """Yield the types in a config's rope entry: one for all layers, or one for each kind."""
+    if not isinstance(entry, dict):
+        return
+    for key, value in entry.items():
+        if key in ("rope_type", "type") and isinstance(value, str):
+            yield value
+        yield from _rope_types(value)
 
 
 def _release_probes(forward: Forward, sequences: list[tuple[int, ...]]) -> None:

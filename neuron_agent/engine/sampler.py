@@ -34,14 +34,14 @@ class SamplingParameters:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InvalidSampling(f"temperature must be a number from 0 up, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise InvalidSampling(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if not 0 <= self.top_p <= 1:
+            raise InvalidSampling(f"top_p must be from 0 to 1, not {self.top_p}")
         if self.top_k < 0:
             raise InvalidSampling(f"top_k must be 0 (off) or more, not {self.top_k}")
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
 
     @property
     def is_restricted(self) -> bool:

@@ -110,6 +110,8 @@ class RenderInput(msgspec.Struct, frozen=True):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
     template_kwargs: dict[str, Any]
+    body_bytes: int
+    """Size of the body it came in: a bound of what it costs to render, whatever it is full of."""
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
@@ -137,7 +139,7 @@ def parse_chat_request(data: bytes) -> ChatRequest:
     options = body.stream_options
     return ChatRequest(
         model=body.model,
-        conversation=render_input(body, raw),
+        conversation=render_input(body, raw, len(data)),
         is_streaming=bool(body.stream),
         includes_usage=bool(options and options.include_usage),
         max_tokens=_max_tokens(body),
@@ -150,7 +152,7 @@ def parse_chat_request(data: bytes) -> ChatRequest:
     )
 
 
-def render_input(body: Conversation, raw: Mapping[str, Any]) -> RenderInput:
+def render_input(body: Conversation, raw: Mapping[str, Any], body_bytes: int) -> RenderInput:
     """Return what the template is given. Tools go as they came: templates show every field."""
     if not body.messages:
         raise BadRequest("messages is empty", param="messages")
@@ -163,7 +165,8 @@ def render_input(body: Conversation, raw: Mapping[str, Any]) -> RenderInput:
         )
     if body.reasoning_effort is not None:
         extra.setdefault("reasoning_effort", body.reasoning_effort)
-    return RenderInput(messages, [] if _wants_no_tools(body) else list(raw["tools"]), extra)
+    tools = [] if _wants_no_tools(body) else list(raw["tools"])
+    return RenderInput(messages, tools, extra, body_bytes)
 
 
 def _wants_no_tools(body: Conversation) -> bool:

@@ -29,7 +29,7 @@ def parse_tokenize_request(data: bytes) -> TokenizeRequest:
     raw = parse_object(data)
     if "messages" in raw:
         body = decode(raw, Conversation)
-        return TokenizeRequest(body.model, conversation=render_input(body, raw))
+        return TokenizeRequest(body.model, conversation=render_input(body, raw, len(data)))
     if "prompt" not in raw:
         raise BadRequest("prompt or messages must be there", param="prompt")
     prompt = decode(raw, _PromptBody)

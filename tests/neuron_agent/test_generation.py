@@ -1,6 +1,9 @@
 """What of a request reaches the device."""
 
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from neuron_agent.devices.channel import ModelReady
 from neuron_agent.errors import BadRequest
-from neuron_agent.generation import choose_sampling, prepare_prompt
+from neuron_agent.generation import choose_sampling, prepare_prompt, tokenize_conversation
 from neuron_agent.model_state import ModelState
 from neuron_agent.model_text import ModelText, SamplingDefaults
 from neuron_agent.protocol import LoadRequest
@@ -76,10 +79,32 @@ async def test_stop_tokens_are_left_out_on_request() -> None:
 async def test_big_prompt_takes_the_same_way_beside_the_loop() -> None:
     content = "one two three " * 1000
     conversation = msgspec.structs.replace(
-        PLAIN.conversation, messages=[{"role": "user", "content": content}]
+        PLAIN.conversation,
+        messages=[{"role": "user", "content": content}],
+        body_bytes=len(content),
     )
     prompt = await prepare_prompt(model_with(10**6), changed(conversation=conversation))
     assert content in TEXT.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("num_messages", [1, 5000])
+async def test_many_empty_messages_are_rendered_beside_the_loop(num_messages: int) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": ""}] * num_messages}
+    conversation = parse_chat_request(msgspec.json.encode(body)).conversation
+    recorder = ThreadRecorder()
+    text = ModelText(recorder, TEXT.template, stop_ids=())  # type: ignore[arg-type]
+    assert await tokenize_conversation(text, conversation) == [1]
+    assert recorder.was_on_the_loop is (num_messages == 1)
+
+
+class ThreadRecorder:
+    """A tokenizer that notes where it was called."""
+
+    was_on_the_loop: bool | None = None
+
+    def encode_batch_fast(self, _texts: list[str], add_special_tokens: bool) -> list[Any]:
+        self.was_on_the_loop = threading.current_thread() is threading.main_thread()
+        return [SimpleNamespace(ids=[1])]
 
 
 async def test_model_without_a_template_fails_the_request() -> None:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
+from neuron_agent.__main__ import server_config
 from tests.neuron_agent.front import DEADLINE_SECONDS, Front, is_running, read_until, wait_until
 from tests.neuron_agent.tiny_model import write_model
 
@@ -57,6 +59,24 @@ def test_bad_configuration_is_one_clear_line_and_exit_status_2(
 def test_token_is_asked_of_nobody_on_this_host() -> None:
     with Front({"TOKEN": "secret"}) as front:
         assert front.ask("GET", "/health").status == 200
+
+
+async def test_caller_cannot_name_an_address_that_needs_no_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    peers: list[str] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        peers.append(scope["client"][0])
+
+    config = server_config(app)
+    config.load()
+    claimed = [(b"x-forwarded-for", b"127.0.0.1")]
+    for peer in ("192.0.2.7", "127.0.0.1"):
+        scope = {"type": "http", "scheme": "http", "client": (peer, 1), "headers": claimed}
+        await config.loaded_app(scope, None, None)  # type: ignore[arg-type]
+    assert peers == ["192.0.2.7", "127.0.0.1"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

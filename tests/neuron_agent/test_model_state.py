@@ -40,6 +40,16 @@ def test_only_legal_moves_are_made(phases: list[ModelPhase]) -> None:
             assert model.phase is before
 
 
+@given(st.lists(st.floats(0, 1000)))
+def test_drain_only_ever_gets_shorter(times: list[float]) -> None:
+    model = ready_model()
+    model.move(ModelPhase.DRAINING)
+    model.drain_until = 500.0
+    for until in times:
+        model.shorten_drain(until)
+    assert model.drain_until == min([500.0, *times])
+
+
 @pytest.mark.parametrize("phase", set(ModelPhase) - {ModelPhase.READY})
 def test_only_a_ready_model_takes_requests(phase: ModelPhase) -> None:
     model = new_model()

@@ -1,6 +1,7 @@
 """What is read from a model folder, in the shapes folders come in."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,27 @@ def test_ordinary_folder(folder: Path) -> None:
     assert text.template.special_tokens == {"eos_token": "<|im_end|>"}
 
 
+def test_long_text_is_encoded_without_stopping_the_other_threads(folder: Path) -> None:
+    """Another thread counts; while one text is encoded, it must get its turns."""
+    text, has_ended = read_model_text(folder), threading.Event()
+    turns: list[int] = []
+    long = "one two three " * 50_000
+
+    def take_turns() -> None:
+        while not has_ended.wait(0.001):
+            turns.append(len(turns))
+
+    encoded = build_tokenizer().encode(long, add_special_tokens=False).ids
+    other = threading.Thread(target=take_turns)
+    other.start()
+    try:
+        assert text.encode(long) == encoded
+    finally:
+        has_ended.set()
+        other.join()
+    assert len(turns) > 10
+
+
 def test_every_token_that_ends_a_text_counts(folder: Path) -> None:
     set_json(folder / "generation_config.json", eos_token_id=[5, 7])
     assert read_model_text(folder).stop_ids == tuple(sorted({5, 7, END_ID}))
@@ -54,6 +76,11 @@ def template_of(folder: Path) -> str | None:
 def test_model_that_does_not_sample_is_greedy(folder: Path) -> None:
     set_json(folder / "generation_config.json", do_sample=False, temperature=0.7)
     assert read_model_text(folder).defaults.temperature == 0.0
+
+
+def test_top_k_of_minus_one_is_off(folder: Path) -> None:
+    set_json(folder / "generation_config.json", top_k=-1)
+    assert read_model_text(folder).defaults.top_k == 0
 
 
 def test_folder_without_generation_config_samples_plainly(folder: Path) -> None:

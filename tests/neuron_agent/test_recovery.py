@@ -10,6 +10,7 @@ from neuron_agent.protocol import ModelPhase
 from neuron_agent.recovery import (
     MAX_INTERRUPTIONS,
     Fate,
+    Silence,
     backoff_seconds,
     fate_of_model,
     is_given_up,
@@ -52,6 +53,40 @@ def test_load_that_had_not_begun_is_not_to_blame(count: int) -> None:
 @pytest.mark.parametrize("phase", [ModelPhase.DRAINING, ModelPhase.UNLOADING])
 def test_model_that_was_leaving_is_gone(phase: ModelPhase) -> None:
     assert fate_of_model(phase, False, 0) is Fate.GONE
+
+
+def ticks_until_hung(silence: Silence) -> int:
+    for num_ticks in range(100_000):
+        if silence.is_too_long:
+            return num_ticks
+        silence.add_tick()
+    raise AssertionError("it is never said to hang")
+
+
+def test_patience_is_that_of_what_the_process_was_told_to_do() -> None:
+    silence = Silence(WatchdogConfig(start_seconds=180, step_seconds=60, load_seconds=900))
+    assert ticks_until_hung(silence) == 180
+    silence.end()
+    silence.note_started()
+    assert ticks_until_hung(silence) == 60
+    silence.note_load("a")
+    silence.note_load("b")
+    assert ticks_until_hung(silence) == 900
+    silence.note_load_over("a")
+    silence.end()
+    assert ticks_until_hung(silence) == 900
+    silence.note_load_over("b")
+    silence.end()
+    assert ticks_until_hung(silence) == 60
+
+
+def test_a_load_gets_its_whole_time_whatever_the_silence_before_it() -> None:
+    silence = Silence(WatchdogConfig(step_seconds=60, load_seconds=90))
+    silence.note_started()
+    for _ in range(59):
+        silence.add_tick()
+    silence.note_load("a")
+    assert ticks_until_hung(silence) == 90
 
 
 @given(st.integers(1, 5000))

@@ -292,6 +292,21 @@ def test_a_failed_request_leaves_the_others_alone(front: Front) -> None:
     assert kinds == ["out_of_memory"]
 
 
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("invalid_request", 400),
+        ("context_length_exceeded", 400),
+        ("model_not_loaded", 503),
+        ("request_failed", 500),
+    ],
+)
+def test_refusal_of_the_device_says_whose_fault_it_is(front: Front, code: str, status: int) -> None:
+    answer = front.chat(f"REFUSE={code}")
+    assert (answer.status, answer.error["code"]) == (status, code)
+    assert ("retry-after" in answer.headers) is (status == 503)
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 HI = [{"role": "user", "content": "hi"}]
@@ -353,6 +368,7 @@ def test_neutral_values_and_unknown_fields_are_welcome(front: Front) -> None:
         tools=[],
         tool_choice="auto",
         top_k=-1,
+        top_p=0,
         seed=-5,
         stop=None,
         max_tokens=None,

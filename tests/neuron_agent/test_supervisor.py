@@ -2,14 +2,21 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes.fake_device import DIES_AT_START, REPLY
+from neuron_agent.config import DevicesConfig, NeuronConfig
+from neuron_agent.devices import channel
+from neuron_agent.devices.inventory import take_inventory
+from neuron_agent.protocol import LoadRequest
+from neuron_agent.supervisor import Supervisor
+from tests.fakes.fake_device import DEATHS_FILE, DIES_AT_START, REPLY
 from tests.neuron_agent.front import Front, data_frames, read_answer, read_until, wait_until
 from tests.neuron_agent.tiny_model import write_model
 
@@ -131,6 +138,8 @@ def test_other_options_for_a_loaded_model_are_a_conflict(front: Front, tiny: Pat
         ({"source": "/nowhere/at/all"}, 422, "repo_fetch_failed"),
         ({"source": "not a repository"}, 422, "repo_fetch_failed"),
         ({"max_context": 0}, 400, "invalid_request"),
+        ({"max_context": 2**63}, 400, "invalid_request"),
+        ({"max_context": 2**64}, 400, "invalid_request"),
         ({"model_id": ""}, 400, "invalid_request"),
         ({"model_id": "a\nb"}, 400, "invalid_request"),
         ({"model_id": 5}, 400, "invalid_request"),
@@ -209,6 +218,39 @@ def test_unload_in_the_middle_of_a_load_ends_it(front: Front, tmp_path: Path) ->
     wait_until(lambda: front.model()["devices"], "the device has begun")
     assert front.unload().status in (200, 202)
     wait_until(lambda: front.phase() is None, "the model is gone")
+
+
+def test_unload_in_the_middle_of_a_long_load_is_no_hang(
+    front: Front, tmp_path: Path, tiny: Path
+) -> None:
+    """The device loads the model to its end first, silently, whatever becomes of it then."""
+    front.load(tiny, devices=[0])
+    num_faults = len(front.get("/health")["faults"])
+    slow = write_model(tmp_path / "slow", fake={"load_seconds": 3.0})
+    front.load(slow, "slow", devices=[0], wait=False)
+    wait_until(lambda: stage_of(front, "slow") == "reading", "the device has begun")
+    front.unload("slow")
+    wait_until(lambda: front.phase("slow") is None, "the model is gone")
+    assert len(front.get("/health")["faults"]) == num_faults
+    assert front.phase() == "ready"
+
+
+def stage_of(front: Front, model_id: str) -> str | None:
+    progress = front.model(model_id).get("progress")
+    return progress["stage"] if progress else None
+
+
+def test_drain_is_shortened_by_a_later_unload_and_never_prolonged(front: Front, tiny: Path) -> None:
+    front.load(tiny)
+    sock = front.open_chat("FOREVER", stream=True)
+    wait_until(lambda: front.num_requests() == 1, "a request runs")
+    assert front.unload(drain_seconds=60).json["phase"] == "draining"
+    front.unload(drain_seconds=0, only_if_idle=True)
+    front.unload(drain_seconds=600)
+    assert (front.phase(), front.num_requests()) == ("draining", 1)
+    front.unload(drain_seconds=0.1)
+    wait_until(lambda: front.phase() is None, "the model is unloaded")
+    assert b'"code":"model_not_loaded"' in read_answer(sock)
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -292,6 +334,58 @@ def test_model_that_ends_its_process_each_time_fails_and_spares_the_others(
     assert (answer.status, answer.error["code"]) == (503, "device_fault")
     wait_until(lambda: front.phase() == "ready", "the innocent model recovers")
     assert front.chat().text == REPLY
+
+
+def test_poison_during_a_load_is_tried_again(front: Front, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "unlucky", fake={"poisoned_once_while": "preparing"})
+    assert front.load(folder).status == 200
+    assert front.get("/health")["faults"][-1]["kind"] == "poisoned"
+    assert front.chat().text == REPLY
+
+
+def test_process_that_dies_before_it_has_started_is_no_model_s_fault(
+    tmp_path: Path, tiny: Path
+) -> None:
+    deaths = tmp_path / "deaths"
+    with Front(QUICK_WATCHDOG, {DEATHS_FILE: str(deaths)}) as front:
+        front.load(tiny)
+        deaths.write_text("xxxx")
+        os.kill(front.device_pids()[0], signal.SIGKILL)
+        wait_until(lambda: len(front.get("/health")["faults"]) == 5, "four more have died")
+        wait_until(lambda: front.phase() in ("ready", "failed"), "the fifth has started")
+        assert front.phase() == "ready"
+        assert front.chat().text == REPLY
+
+
+def test_requests_do_not_wait_behind_a_hub_that_is_silent(tmp_path: Path, tiny: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        hub = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_ETAG_TIMEOUT": "300",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "300",
+        }
+        with Front({}, hub) as front:
+            for number in range(40):  # more than the event loop has threads of its own
+                name = f"org/absent-{number}"
+                assert front.load(Path(), name, source=name, wait=False).status == 202
+            assert front.load(tiny).status == 200
+            assert front.chat("a big prompt " * 1000).text == REPLY
+            assert front.phase("org/absent-0") == "loading"
+
+
+def test_device_whose_process_has_started_goes_before_an_emptier_one() -> None:
+    config = DevicesConfig(cpu=2, cpu_memory_mb=100, cuda=False)
+    supervisor = Supervisor(NeuronConfig(devices=config), take_inventory(config, {}), {})
+    restarting, started = supervisor.devices
+    megabyte = 2**20
+    started.started = channel.Started(100 * megabyte, "0", "0")
+    started.report = channel.Report(60 * megabyte, 40 * megabyte)
+    request = LoadRequest("m")
+    assert supervisor.choose_device(request, 30 * megabyte) is started
+    assert supervisor.choose_device(request, 50 * megabyte) is restarting
+    assert supervisor.choose_device(replace(request, devices=(0,))) is restarting
 
 
 def test_request_that_waits_too_long_is_sent_away(tiny: Path) -> None:

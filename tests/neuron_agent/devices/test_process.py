@@ -226,6 +226,8 @@ def test_a_wrong_command_line_is_explained(
 def test_the_command_line_names_the_device() -> None:
     gpu = parse_options(["--fd", "3", "--device", "cuda:2"])
     assert (gpu.thread_name, str(gpu.torch_device)) == ("cuda-dev-2", "cuda:2")
+    alone = parse_options(["--fd", "3", "--device", "cuda:0", "--index", "2"])
+    assert (alone.thread_name, str(alone.torch_device)) == ("cuda-dev-2", "cuda:0")
     second = parse_options(["--fd", "3", "--device", "cpu:1", "--memory-mb", "2"])
     assert (second.thread_name, str(second.torch_device)) == ("cpu-dev-1", "cpu")
     assert (second.memory_bytes, second.num_threads) == (2 * 2**20, None)

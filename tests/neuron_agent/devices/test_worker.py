@@ -381,7 +381,6 @@ def test_a_step_that_fails_without_requests_ends_the_thread(bench: Bench) -> Non
         (LoadRefused(ErrorCode.EMPTY_REPO, "nothing there", hint="look"), ErrorCode.EMPTY_REPO),
         (FULL, ErrorCode.DOES_NOT_FIT),
         (OURS, ErrorCode.LOAD_FAILED),
-        (STICKY, ErrorCode.DEVICE_FAULT),
     ],
 )
 def test_a_failed_load_says_why(bench: Bench, fault: Exception, code: ErrorCode) -> None:
@@ -389,6 +388,14 @@ def test_a_failed_load_says_why(bench: Bench, fault: Exception, code: ErrorCode)
     bench.tell(load("n"))
     assert [failed.code for failed in bench.of(LoadFailed)] == [code]
     assert len(bench.of(ModelReady)) == 1, "the first model's alone"
+
+
+def test_a_poison_during_a_load_does_not_fail_the_model(bench: Bench) -> None:
+    """The front counts it as it would count a death: the next process may load the model."""
+    bench.device.load_fault = STICKY
+    bench.tell(load("n"))
+    assert bench.of(LoadFailed) == []
+    assert len(bench.of(Poisoned)) == 1
 
 
 @pytest.mark.parametrize("fault", [FULL, OURS, LoadRefused(ErrorCode.DOES_NOT_FIT, "too big")])

@@ -197,7 +197,7 @@ def test_nothing_is_kept_of_requests_that_ended(flaky: FlakyForward) -> None:
         (submit("a", [1, VOCABULARY_SIZE]), ErrorCode.INVALID_REQUEST),
         (submit("a", [-1]), ErrorCode.INVALID_REQUEST),
         (submit("a", [1], sampling=Sampling(temperature=-1)), ErrorCode.INVALID_REQUEST),
-        (submit("a", [1], sampling=Sampling(top_p=0)), ErrorCode.INVALID_REQUEST),
+        (submit("a", [1], sampling=Sampling(top_p=-0.1)), ErrorCode.INVALID_REQUEST),
         (submit("a", [1] * CONTEXT_TOKENS), ErrorCode.CONTEXT_LENGTH_EXCEEDED),
     ],
 )

@@ -1,20 +1,24 @@
 import json
+import queue
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedConfig
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from neuron_agent.devices.channel import LoadModel
-from neuron_agent.engine import loader
+from neuron_agent.engine import loader, progress
 from neuron_agent.engine.device import TorchDevice
-from neuron_agent.engine.loader import choose_dtype
+from neuron_agent.engine.loader import LoadContext, choose_dtype
 from neuron_agent.engine.needs import kv_token_bytes_of
 from neuron_agent.engine.refusals import LoadRefused
 from neuron_agent.protocol import ErrorCode
+from neuron_agent.scheduling.batch import Batch, Chunk
 from tests.neuron_agent.engine.workbench import (
     CPU,
     PROMPTS,
@@ -25,7 +29,7 @@ from tests.neuron_agent.engine.workbench import (
     submit,
     tokens,
 )
-from tests.neuron_agent.tiny_models import CONTEXT_TOKENS, VOCABULARY_SIZE, build_tiny
+from tests.neuron_agent.tiny_models import CONTEXT_TOKENS, SHAPE, VOCABULARY_SIZE, build_tiny
 
 WEIGHTS = "model.safetensors"
 FolderOf = Callable[[str], Path]
@@ -166,6 +170,72 @@ def test_attention_that_we_lack_goes_to_the_slow_lane(monkeypatch: pytest.Monkey
     forward, _ = loader.choose_forward(model, torch.float32)
     assert forward.is_slow_lane
     assert model.config._attn_implementation == "sdpa"
+
+
+LENGTHS = {"rope_theta": 10000.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", **LENGTHS},
+        {"type": "dynamic", **LENGTHS},
+        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, **LENGTHS},
+    ],
+)
+@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+def test_positions_that_depend_on_the_longest_neighbour_are_not_packed(
+    name: str, rope: dict[str, object]
+) -> None:
+    """A folder's config may say it in the words of several years."""
+    assert not loader.can_be_packed(LlamaForCausalLM(LlamaConfig(**SHAPE | {name: dict(rope)})))
+
+
+def test_one_kind_of_layer_with_such_positions_is_enough() -> None:
+    model = build_tiny("llama")
+    assert loader.can_be_packed(model)
+    plain, by_length = {"rope_type": "default"}, {"rope_type": "dynamic", **LENGTHS}
+    model.config.rope_parameters = {"full_attention": plain, "wide_attention": by_length}
+    assert not loader.can_be_packed(model)
+
+
+@torch.inference_mode()
+def test_what_a_dynamic_rope_gives_does_not_depend_on_the_neighbours() -> None:
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(
+        LlamaConfig(**SHAPE | {"rope_parameters": {"rope_type": "dynamic", **LENGTHS}})
+    ).eval()
+    model.model.rotary_emb.max_seq_len_cached = 8  # as if it had been trained on so little
+    forward, _ = loader.choose_forward(model, torch.float32)
+    short = Chunk("short", 0, 0, (5, 6, 7), 100, False, True)
+    long = Chunk("long", 1, 0, tuple(range(100)), 100, False, True)
+    alone = forward.logits(Batch((short,)))[0]
+    forward.release(0)
+    torch.testing.assert_close(forward.logits(Batch((short, long)))[0], alone)
+
+
+def test_a_load_tells_how_far_the_reading_is(
+    tiny_folder: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: queue.Queue[tuple[str, float, int, int]] = queue.Queue()
+    sizes = count(0, step=progress.LEAST_STEP_BYTES)
+    read = loader._read_model
+
+    def read_slowly(*arguments: Any) -> PreTrainedModel:
+        assert told.get(timeout=30)[:2] == ("reading", 0.0)
+        stage, percent, bytes_done, bytes_total = told.get(timeout=30)
+        assert stage == "reading"
+        assert 0 < percent < 80
+        assert 0 < bytes_done < bytes_total
+        return read(*arguments)
+
+    gauge = progress.Gauge(lambda: next(sizes), 1000 * progress.LEAST_STEP_BYTES)
+    monkeypatch.setattr(progress, "PERIOD_SECONDS", 0.001)
+    monkeypatch.setattr(loader, "gauge_for", lambda *_about: gauge)
+    monkeypatch.setattr(loader, "_read_model", read_slowly)
+    command = LoadModel("m", str(tiny_folder("qwen3")), dtype="float32")
+    context = LoadContext(CPU, lambda: 10**9, Ticks(), lambda *words: told.put(words))
+    loader.load_engine(command, context)
 
 
 def test_a_model_with_a_cache_of_its_own_kind_is_refused(tiny_folder: FolderOf) -> None:

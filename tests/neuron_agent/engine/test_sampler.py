@@ -19,7 +19,7 @@ VOCABULARY_SIZE = 40
 parameters = st.builds(
     SamplingParameters,
     temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
-    top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    top_p=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     top_k=st.sampled_from([0, 1, 3, 100]),
     seed=st.integers(0, 2**64 - 1),
 )
@@ -117,6 +117,12 @@ def test_a_tiny_temperature_is_greedy() -> None:
     assert sample(logits, [draw_of(1, temperature=1e-30)]) == [int(logits.argmax())]
 
 
+def test_top_p_of_nothing_leaves_the_best_token() -> None:
+    logits = make_logits(1)
+    tokens = {sample(logits, [draw_of(seed, top_p=0.0)])[0] for seed in range(20)}
+    assert tokens == {int(logits.argmax())}
+
+
 def test_seed_and_position_both_matter() -> None:
     numbers = {uniform(seed, position) for seed in range(30) for position in range(30)}
     assert len(numbers) == 900
@@ -126,7 +132,7 @@ def test_seed_and_position_both_matter() -> None:
 
 @pytest.mark.parametrize(
     ("temperature", "top_p", "top_k"),
-    [(-0.1, 1, 0), (math.nan, 1, 0), (math.inf, 1, 0), (1, 0, 0), (1, 1.1, 0), (1, 1, -1)],
+    [(-0.1, 1, 0), (math.nan, 1, 0), (math.inf, 1, 0), (1, -0.1, 0), (1, 1.1, 0), (1, 1, -1)],
 )
 def test_nonsense_is_refused(temperature: float, top_p: float, top_k: int) -> None:
     with pytest.raises(InvalidSampling):
