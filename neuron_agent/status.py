@@ -8,6 +8,7 @@ import platform
 import time
 from functools import lru_cache
 
+from neuron_agent.devices.channel import ModelReady
 from neuron_agent.devices.inventory import MEGABYTE
 from neuron_agent.model_state import ModelState
 from neuron_agent.protocol import (
@@ -97,6 +98,7 @@ def model_info(model: ModelState) -> ModelInfo:
         progress=model.progress,
         failure=model.failure,
         vram_used_mb=ready.memory_bytes // MEGABYTE if ready else None,
+        needed_mb=_needed_mb(ready) if ready else None,
         load_seconds=round(ready.load_seconds, 3) if ready else None,
         quant=model.request.quant,
         dtype=ready.dtype if ready else model.request.dtype,
@@ -131,3 +133,7 @@ def _installed(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _needed_mb(ready: ModelReady) -> int | None:
+    return None if ready.needed_bytes is None else -(-ready.needed_bytes // MEGABYTE)

@@ -108,6 +108,7 @@ class ModelReady(Message, frozen=True):
     dtype: str
     load_seconds: float
     slow_lane: bool = False  # transformers' own cache, one sequence at a time
+    needed_bytes: int | None = None  # what it would ask for on another device
 
 
 class LoadFailed(Message, frozen=True):

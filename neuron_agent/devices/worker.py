@@ -235,6 +235,7 @@ class Worker:
         return ModelReady(
             command.model_id,
             memory_bytes=limits.memory_bytes,
+            needed_bytes=limits.needed_bytes,
             context_tokens=limits.context_tokens,
             kv_tokens=limits.kv_tokens,
             dtype=limits.dtype,

@@ -29,6 +29,7 @@ class EngineLimits:
     vocabulary_size: int
     max_in_flight: int
     memory_bytes: int = 0
+    needed_bytes: int = 0
     dtype: str = ""
 
 

@@ -274,6 +274,7 @@ def _limits(
         vocabulary_size=_vocabulary_size(model),
         max_in_flight=command.max_in_flight,
         memory_bytes=plan.memory_bytes,
+        needed_bytes=plan.needed_bytes,
         dtype=str(dtype).removeprefix("torch."),
     )
 

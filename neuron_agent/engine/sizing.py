@@ -29,6 +29,8 @@ class MemoryPlan:
     workspace_bytes: int
     kv_tokens: int
     context_tokens: int
+    needed_bytes: int
+    """What it would ask for elsewhere: with a cache of ordinary size, not with all that is idle."""
 
     @property
     def memory_bytes(self) -> int:
@@ -52,12 +54,14 @@ def plan_memory(needs: ModelNeeds, free_bytes: int) -> MemoryPlan | DoesNotFit:
     # A model without a growing cache (a pure recurrence) has no price per token.
     affordable = (free_bytes - fixed_bytes) // needs.kv_token_bytes if needs.kv_token_bytes else cap
     kv_tokens = min(cap, affordable)
+    ordinary_tokens = min(kv_tokens, KV_TOKENS_BY_DEFAULT)
     return MemoryPlan(
         weight_bytes=needs.weight_bytes,
         kv_bytes=kv_tokens * needs.kv_token_bytes,
         workspace_bytes=needs.workspace_bytes,
         kv_tokens=kv_tokens,
         context_tokens=min(needs.context_tokens, kv_tokens),
+        needed_bytes=fixed_bytes + ordinary_tokens * needs.kv_token_bytes,
     )
 
 

@@ -44,6 +44,7 @@ class FakeLimits:
     context_tokens: int = 100
     kv_tokens: int = 200
     memory_bytes: int = 300
+    needed_bytes: int = 250
     dtype: str = "float32"
 
 
@@ -214,6 +215,7 @@ def test_a_load_tells_its_stages_then_that_it_is_ready(bench: Bench) -> None:
     assert kinds == [ModelLoading, ModelReady]
     ready = bench.of(ModelReady)[0]
     assert (ready.context_tokens, ready.kv_tokens, ready.memory_bytes) == (100, 200, 300)
+    assert ready.needed_bytes == 250
     assert ready.load_seconds > 0
 
 

@@ -32,6 +32,17 @@ def test_a_plan_stays_within_what_is_free_and_holds_its_context(
     assert plan.context_tokens <= min(needs.context_tokens, plan.kv_tokens)
     assert plan.context_tokens >= min(needs.context_tokens, LEAST_CONTEXT_TOKENS)
     assert plan.kv_tokens <= max(needs.context_tokens, KV_TOKENS_BY_DEFAULT)
+    assert plan.needed_bytes <= plan.memory_bytes
+    assert not isinstance(plan_memory(needs, plan.needed_bytes), DoesNotFit)
+
+
+def test_what_a_model_needs_does_not_grow_with_what_is_idle() -> None:
+    needs = ModelNeeds(1000, 10, 1000, context_tokens=200_000)
+    roomy, ample = plan_memory(needs, 10**6), plan_memory(needs, 10**9)
+    assert not isinstance(roomy, DoesNotFit)
+    assert not isinstance(ample, DoesNotFit)
+    assert roomy.memory_bytes < ample.memory_bytes
+    assert roomy.needed_bytes == ample.needed_bytes == 2000 + 10 * KV_TOKENS_BY_DEFAULT
 
 
 @given(needs)
