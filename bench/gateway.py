@@ -5,9 +5,11 @@
 The processes: a stub neuron (`stub_neuron.py`), a bare relay (`bare_relay.py`: bytes pumped and
 nothing parsed, the floor), and Cortex's gateway as it is served (`manage.py serve --role gateway`:
 real settings, a data folder of its own, SQLite, records and metrics on) with one ready placement on
-the stub. One process each, all on this machine. The load generator is this process.
+the stub. One process each, all on this machine. The load generator is this process. Settings of the
+caller's environment do not reach them.
 
-The numbers, each for `relay` and `gateway`, measured in turns, after a warm-up that is not counted:
+The numbers, each for `relay` and `gateway`, measured in turns, each round in the other order, after
+a warm-up that is not counted:
 
 - `added_ttft_us_p50`, `_p99`: one stream at a time, a new request when the last one has ended. Time
   from the request's first byte to the first token's chunk, minus the median of the same straight
@@ -36,7 +38,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,10 @@ INTERVAL_MS = 50
 TTFT_REQUESTS = 200
 CPU_CONNECTIONS = 16
 CPU_REQUESTS = 100
+SIDES = ("relay", "gateway")
 SETTLE_SECONDS = 2.0
 START_SECONDS = 60.0
+OF_CALLER = ("CORTEX_", "DATABASE", "REDIS", "PROMETHEUS_MULTIPROC_DIR", "DJANGO_SETTINGS_MODULE")
 
 
 def main() -> None:
@@ -76,7 +80,9 @@ def main() -> None:
 def running_processes(folder: Path) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     """Start stub, relay and gateway; yields their ports and process ids."""
     ports = {name: free_port() for name in ("stub", "relay", "gateway")}
-    os.environ.update(CORTEX_DATA=str(folder), CORTEX_LOG_LEVEL="ERROR")
+    environment = without_settings(os.environ)
+    os.environ.clear()
+    os.environ.update(environment, CORTEX_DATA=str(folder), CORTEX_LOG_LEVEL="ERROR")
     prepare_rows(f"http://127.0.0.1:{ports['stub']}")
     port = str(ports["gateway"])
     commands = {
@@ -97,6 +103,11 @@ def running_processes(folder: Path) -> Iterator[tuple[dict[str, int], dict[str, 
             process.terminate()
         for process in processes.values():
             process.wait(30)
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which Cortex runs by its defaults, on a data folder alone."""
+    return {name: value for name, value in environment.items() if not name.startswith(OF_CALLER)}
 
 
 def prepare_rows(endpoint: str) -> None:
@@ -167,14 +178,14 @@ async def measure(
 ) -> dict[str, Any]:
     for name in ("stub", "relay", "gateway"):
         checked(await run(ports[name], 8, 50, 2, 0))
-    added: dict[str, list[float]] = {"relay": [], "gateway": []}
-    per_request: dict[str, list[float]] = {"relay": [], "gateway": []}
+    added: dict[str, list[float]] = {name: [] for name in SIDES}
+    per_request: dict[str, list[float]] = {name: [] for name in SIDES}
     per_chunk: dict[int, dict[str, list[float]]] = {
-        count: {"relay": [], "gateway": []} for count in counts
+        count: {name: [] for name in SIDES} for count in counts
     }
     for number in range(1, rounds + 1):
         straight = await ttft_us(ports["stub"])
-        for name in ("relay", "gateway"):
+        for name in in_turn(number):
             added[name] += [us - statistics.median(straight) for us in await ttft_us(ports[name])]
             per_request[name].append(await request_cost(ports[name], pids[name]))
             for count in counts:
@@ -190,6 +201,11 @@ async def measure(
         "seconds": seconds,
         "tokens_per_second": 1000 // INTERVAL_MS,
     }
+
+
+def in_turn(number: int) -> tuple[str, ...]:
+    """Return the sides in the order of a round: who comes second meets a warmer machine."""
+    return SIDES if number % 2 else SIDES[::-1]
 
 
 async def ttft_us(port: int) -> list[float]:

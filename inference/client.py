@@ -15,6 +15,7 @@ from typing import Any
 from inference.wire.errors import (
     CortexError,
     RequestTooLarge,
+    Saturated,
     error_headers,
     openai_body,
     openai_frame,
@@ -31,6 +32,10 @@ STREAM_HEADERS: tuple[Header, ...] = (
     (b"x-accel-buffering", b"no"),
 )
 JSON_HEADER: Header = (b"content-type", b"application/json")
+STALLED_SECONDS = 60.0
+"""A client that takes nothing of what it is sent for so long has left, and did not say so."""
+DISCARD_BYTES = 64 << 20
+DISCARD_SECONDS = 5.0
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -51,9 +56,14 @@ class Client:
         self._send = send
         self._headers = dict(scope["headers"])
         self._peer = scope.get("client")
+        self._is_sending = True
+        """The end of the body has not come."""
+        self._has_sent = False
         self._has_ended = False
         self._has_left = False
+        self._is_writing = False
         self._wrote_at = time.monotonic()
+        self._stall_timer: asyncio.TimerHandle | None = None
         offered_id = self.header(b"x-request-id")
         is_sane = _SANE_ID.fullmatch(offered_id) is not None
         self.request_id = offered_id if is_sane else f"req-{secrets.token_hex(12)}"
@@ -70,30 +80,64 @@ class Client:
         """How long ago the client was last sent anything."""
         return time.monotonic() - self._wrote_at
 
-    async def read_body(self, limit_bytes: int) -> bytes:
-        """Raises RequestTooLarge, ClientLeft."""
-        declared = self.header(b"content-length")
-        if declared.isascii() and declared.isdigit() and int(declared) > limit_bytes:
-            raise RequestTooLarge(limit_bytes)
+    async def read_body(self, limit_bytes: int, hold: Callable[[int], None]) -> bytes:
+        """Return the body; `hold` is told of each piece before it is kept, and may raise.
+
+        Raises RequestTooLarge, ClientLeft and what `hold` raises.
+        """
         pieces: list[bytes] = []
         num_bytes = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            pieces.append(message.get("body", b""))
-            num_bytes += len(pieces[-1])
-            if num_bytes > limit_bytes:
-                raise RequestTooLarge(limit_bytes)
-            if not message.get("more_body", False):
-                return b"".join(pieces)
+        try:
+            self._check_declared(limit_bytes)
+            while self._is_sending:
+                piece = await self._next_of_body()
+                num_bytes += len(piece)
+                if num_bytes > limit_bytes:
+                    raise RequestTooLarge(limit_bytes)
+                hold(len(piece))
+                pieces.append(piece)
+        except CortexError:
+            pieces.clear()
+            await self._discard_body()
+            raise
+        return b"".join(pieces)
+
+    def _check_declared(self, limit_bytes: int) -> None:
+        """Raises RequestTooLarge."""
+        declared = self.header(b"content-length")
+        if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit_bytes:
+            raise RequestTooLarge(limit_bytes)
+
+    async def _next_of_body(self) -> bytes:
+        """Raises ClientLeft."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        self._has_sent = True
+        self._is_sending = message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+    async def _discard_body(self) -> None:
+        """Take what is left of a refused body: most clients read no answer while they send.
+
+        Not from one that waits to be told to go on. Raises ClientLeft.
+        """
+        if not self._has_sent and self.header(b"expect").lower() == "100-continue":
+            return
+        left = DISCARD_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_SECONDS):
+                while self._is_sending and left > 0:
+                    left -= len(await self._next_of_body())
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Cancel what is inside when the client leaves; raises ClientLeft then."""
+        """Cancel what is inside when the client leaves or stops reading; raises ClientLeft then."""
         task = asyncio.current_task()
         assert task is not None
-        watcher = asyncio.get_running_loop().create_task(self._watch(task))
+        loop = asyncio.get_running_loop()
+        watcher = loop.create_task(self._watch(task))
+        self._stall_timer = loop.call_later(STALLED_SECONDS, self._check_stall, task)
         try:
             yield
         except asyncio.CancelledError:
@@ -103,14 +147,41 @@ class Client:
             raise ClientLeft from None
         finally:
             watcher.cancel()
+            self._stall_timer.cancel()
 
     async def _watch(self, task: "asyncio.Task[Any]") -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         # The end of our own answer looks the same.
         if not self._has_ended:
+            self._leave(task)
+
+    def _check_stall(self, task: "asyncio.Task[Any]") -> None:
+        """One timer a request, not one a piece: it comes again for what is left."""
+        stalled_seconds = time.monotonic() - self._wrote_at if self._is_writing else 0.0
+        if stalled_seconds >= STALLED_SECONDS:
+            self._cut()
+            self._leave(task)
+        else:
+            left = STALLED_SECONDS - stalled_seconds
+            loop = asyncio.get_running_loop()
+            self._stall_timer = loop.call_later(left, self._check_stall, task)
+
+    def _leave(self, task: "asyncio.Task[Any]") -> None:
+        if not self._has_left:
             self._has_left = True
             task.cancel()
+
+    def _cut(self) -> None:
+        """End the connection with all that was not read of it.
+
+        ASGI has no word for it, but uvicorn's `send` belongs to an object that has the transport.
+        Another server closes by itself an answer that is left without an end.
+        """
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        abort = getattr(transport, "abort", None)
+        if abort is not None:
+            abort()
 
     async def begin_stream(self, headers: Iterable[Header] = ()) -> None:
         """Send the head of an event stream, unless it was sent."""
@@ -119,12 +190,11 @@ class Client:
 
     async def write(self, data: bytes) -> None:
         """Send a piece of a stream; waits while the client does not read."""
-        self._wrote_at = time.monotonic()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._pass({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
         self._has_ended = True
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        await self._pass({"type": "http.response.body", "body": data, "more_body": False})
 
     async def answer(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
         """Send a whole answer."""
@@ -136,20 +206,37 @@ class Client:
         """Say what went wrong: as an answer, or as a stream's last frame."""
         if self._has_ended:
             return
+        try:
+            async with asyncio.timeout(STALLED_SECONDS):
+                await self._tell(error, headers)
+        except TimeoutError:
+            self._cut()
+
+    async def _tell(self, error: CortexError, headers: Iterable[Header]) -> None:
         if self.has_begun:
             await self.end(openai_frame(error))
             return
         closing: tuple[Header, ...] = ()
-        if isinstance(error, RequestTooLarge):
-            closing = ((b"connection", b"close"),)  # the rest of the body is not read
+        if self._has_unread_body(error):
+            closing = ((b"connection", b"close"),)
         await self.answer(
             error.status, openai_body(error), (*error_headers(error), *headers, *closing)
         )
 
+    def _has_unread_body(self, error: CortexError) -> bool:
+        """Whether a body was refused that is still on its way."""
+        return self._is_sending and isinstance(error, RequestTooLarge | Saturated)
+
     async def _begin(self, status: int, headers: Iterable[Header]) -> None:
         self.has_begun = True
-        self._wrote_at = time.monotonic()
         own = (b"x-request-id", self.request_id.encode())
-        await self._send(
+        await self._pass(
             {"type": "http.response.start", "status": status, "headers": [*headers, own]}
         )
+
+    async def _pass(self, message: dict[str, Any]) -> None:
+        """Hand a message to the server, which keeps us waiting while the client does not read."""
+        self._is_writing = True
+        self._wrote_at = time.monotonic()
+        await self._send(message)
+        self._is_writing = False

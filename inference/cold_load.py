@@ -17,7 +17,7 @@ from math import inf
 
 from django.utils import timezone
 
-from fleet.planner.actions import RefusalCode
+from fleet.planner.backoff import is_only_cooling_down
 from fleet.planner.phases import ARRIVING
 from fleet.selectors import ServedModel, ServedPlacement, Verdict
 from inference.dispatch.admission import Limits, Reject, admit_waiter
@@ -43,7 +43,9 @@ FIRST_WORD_SECONDS = 0.8
 KEEP_ALIVE_SECONDS = 2.0
 RENEW_SECONDS = 2.0
 DEFAULT_RETRY_SECONDS = 10
-STOP_SECONDS = 8.0
+STOP_SECONDS = 2.0
+LOOK_SECONDS = 1.0
+"""Time alone makes a placement eligible: a breaker closes, one that was gone may be asked again."""
 
 Pick = Callable[[], ServedPlacement | None]
 Tell = Callable[[dict[str, object]], Awaitable[None]]
@@ -57,12 +59,9 @@ class _Waiter:
 class ColdLoads:
     """Who waits for which model at this gateway. Belongs to the event loop."""
 
-    def __init__(
-        self, fleet: FleetView, port: FleetPort, load_wait_seconds: float, limits: Limits
-    ) -> None:
+    def __init__(self, fleet: FleetView, port: FleetPort, limits: Limits) -> None:
         self._fleet = fleet
         self._port = port
-        self._load_wait_seconds = load_wait_seconds
         self._limits = limits
         # In the order they came: the value of the inner dictionary means nothing.
         self._waiters: dict[str, dict[_Waiter, None]] = {}
@@ -78,18 +77,16 @@ class ColdLoads:
         return sum(len(waiters) for waiters in self._waiters.values())
 
     async def wait(
-        self, model_id: str, body_bytes: int, pick: Pick, tell: Tell | None
+        self, model_id: str, body_bytes: int, pick: Pick, tell: Tell | None, deadline: float
     ) -> ServedPlacement:
         """Return a placement once `pick` finds one.
 
         `tell` is called with the state of things within a second and every few seconds from then
-        on; whoever passes None is held in silence, at most for the time set.
-        Raises Saturated, what `check_hope` raises and, when the time is over, ModelLoading.
+        on; whoever passes None is held in silence. `deadline` is of the monotonic clock.
+        Raises Saturated, what `check_hope` raises and, at the deadline, ModelLoading.
         """
         with self._place_for(model_id, body_bytes) as waiter, self._fleet.urgently():
-            began = time.monotonic()
-            deadline = began + self._load_wait_seconds if tell is None else inf
-            next_word = inf if tell is None else began + FIRST_WORD_SECONDS
+            next_word = inf if tell is None else time.monotonic() + FIRST_WORD_SECONDS
             while (placement := pick()) is None:
                 self.check_hope(model_id)
                 now = time.monotonic()
@@ -99,7 +96,9 @@ class ColdLoads:
                     await tell(self._progress(model_id, waiter))
                     next_word = now + KEEP_ALIVE_SECONDS
                     continue  # telling took time: look again before waiting
-                await self._fleet.wait_for_change(min(next_word, deadline) - now)
+                await self._fleet.wait_for_change(
+                    min(next_word - now, deadline - now, LOOK_SECONDS)
+                )
             return placement
 
     def check_hope(self, model_id: str) -> None:
@@ -250,7 +249,7 @@ def why_hopeless(
         )
     if verdict is None:
         return None
-    if model.failure is not None and _is_cooling_down(verdict):
+    if model.failure is not None and is_only_cooling_down(verdict.refusals):
         return ModelLoadFailed(
             f"{model.model_id} could not be loaded on {model.failure.neuron}: "
             f"{without_paths(model.failure.error)}",
@@ -271,10 +270,6 @@ def eta_of(load_seconds: float | None, waited_seconds: float) -> int | None:
     if load_seconds is None or waited_seconds >= load_seconds:
         return None
     return max(1, round(load_seconds - waited_seconds))
-
-
-def _is_cooling_down(verdict: Verdict) -> bool:
-    return any(refusal.code is RefusalCode.COOLING_DOWN for refusal in verdict.refusals)
 
 
 def _reasons(verdict: Verdict) -> list[dict[str, str]]:

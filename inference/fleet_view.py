@@ -17,22 +17,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import redis.asyncio
-from redis.exceptions import RedisError
-
 from fleet.planner.actions import RefusalCode
 from fleet.planner.phases import NeuronPhase
 from fleet.selectors import ServedModel, ServedNeuron, ServedPlacement, ServingView
-from fleet.services import FLEET_CHANNEL
-from inference import metrics
 from inference.dispatch.breaker import CLOSED, Breaker
 from inference.dispatch.choose import Candidate
 from inference.dispatch.failover import TransportFailure
+from inference.fleet_listener import FleetListener
 from inference.fleet_port import FleetPort
 
 log = logging.getLogger(__name__)
 
-REDIS_RETRY_SECONDS = 2.0
+READ_GAP_SECONDS = 0.1
+"""At least, between two reads of the fleet, however many ask for one."""
 
 EMPTY_VIEW = ServingView(
     taken_at=datetime.min.replace(tzinfo=UTC),
@@ -46,10 +43,11 @@ EMPTY_VIEW = ServingView(
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A view, and what is looked up in it by model."""
+    """A view, and what is looked up in it by model and by name."""
 
     view: ServingView = EMPTY_VIEW
     placements_by_model: dict[str, tuple[ServedPlacement, ...]] = field(default_factory=dict)
+    neurons_by_name: dict[str, ServedNeuron] = field(default_factory=dict)
     load_of_others: dict[int, int] = field(default_factory=dict)
     """What each placement was observed to have beyond what this gateway had sent it then."""
 
@@ -76,7 +74,7 @@ class FleetView:
         self._swapped = asyncio.Event()
         self._wanted = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._complained: set[str] = set()
+        self._is_blind = False
 
     # --- what a request reads ------------------------------------------------------------------
 
@@ -152,12 +150,9 @@ class FleetView:
     def sending_to(self, placement: ServedPlacement) -> Iterator[None]:
         """Count a request as in flight at a placement."""
         self._in_flight[placement.id] += 1
-        gauge = metrics.in_flight(placement.model_id)
-        gauge.inc()
         try:
             yield
         finally:
-            gauge.dec()
             self._in_flight[placement.id] -= 1
             if not self._in_flight[placement.id]:
                 del self._in_flight[placement.id]
@@ -167,8 +162,10 @@ class FleetView:
         self._neuron_breakers.pop(placement.neuron_id, None)
         self._slow_breakers.pop(placement.id, None)
 
-    def note_failure(self, placement: ServedPlacement, failure: TransportFailure) -> None:
+    def note_failure(self, placement: ServedPlacement, failure: TransportFailure) -> bool:
+        """Return whether it is news of the neuron: others sent before may have failed already."""
         now = time.monotonic()
+        is_news = self._breaker(placement.neuron_id).is_closed(now)
         if failure is TransportFailure.SILENT:
             slow = self._slow_breakers.get(placement.id, CLOSED)
             self._slow_breakers[placement.id] = slow.after_failure(now)
@@ -177,6 +174,7 @@ class FleetView:
             self._neuron_breakers[placement.neuron_id] = self._breaker(
                 placement.neuron_id
             ).after_failure(now, is_certain=is_certain)
+        return is_news
 
     # --- waiting for a change ------------------------------------------------------------------
 
@@ -206,7 +204,7 @@ class FleetView:
         await self._refresh()
         self._spawn(self._keep_fresh())
         if redis_url is not None:
-            self._spawn(self._listen(redis_url))
+            self._spawn(FleetListener(redis_url, self.refresh_soon).run())
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -218,9 +216,11 @@ class FleetView:
         by_model: dict[str, tuple[ServedPlacement, ...]] = {}
         for placement in view.placements:
             by_model[placement.model_id] = (*by_model.get(placement.model_id, ()), placement)
+        self._forget_breakers_of_recovered(view)
         self._picture = Picture(
             view,
             by_model,
+            {neuron.name: neuron for neuron in view.neurons.values()},
             {
                 placement.id: max(
                     0, placement.in_flight + placement.queued - self._in_flight[placement.id]
@@ -239,8 +239,17 @@ class FleetView:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.add(asyncio.get_running_loop().create_task(work))
 
+    def _forget_breakers_of_recovered(self, view: ServingView) -> None:
+        """Whoever polls neurons found one well that was not: that is newer than our failures."""
+        for neuron in view.neurons.values():
+            before = self.view.neurons.get(neuron.id)
+            was_well = before is not None and before.phase is NeuronPhase.HEALTHY
+            if neuron.phase is NeuronPhase.HEALTHY and not was_well:
+                self._neuron_breakers.pop(neuron.id, None)
+
     async def _keep_fresh(self) -> None:
         while True:
+            await asyncio.sleep(READ_GAP_SECONDS)
             seconds = self._urgent_poll_seconds if self._num_urgent else self._poll_seconds
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -252,35 +261,14 @@ class FleetView:
         try:
             self.swap(await self._port.read_view())
         except Exception as error:  # the last good view serves on until the database is back
-            self._complain("The fleet cannot be read; serving by the last view", error)
+            level = logging.DEBUG if self._is_blind else logging.WARNING
+            log.log(level, "The fleet cannot be read; serving by the last view: %s", error)
+            self._is_blind = True
         else:
-            self._complained.discard("The fleet cannot be read; serving by the last view")
-
-    async def _listen(self, redis_url: str) -> None:
-        """Refresh at each message. Without Redis the poll goes on alone."""
-        while True:
-            try:
-                await self._listen_once(redis_url)
-            except (RedisError, OSError) as error:
-                self._complain("Redis is away; the fleet is followed by polling", error)
-            await asyncio.sleep(REDIS_RETRY_SECONDS)
-
-    async def _listen_once(self, redis_url: str) -> None:
-        client = redis.asyncio.Redis.from_url(redis_url, socket_timeout=None)
-        async with client, client.pubsub() as subscription:
-            await subscription.subscribe(FLEET_CHANNEL)
-            self._complained.discard("Redis is away; the fleet is followed by polling")
-            self.refresh_soon()  # what was said before we listened
-            async for _ in subscription.listen():
-                self.refresh_soon()
-
-    def _complain(self, what: str, error: Exception) -> None:
-        level = logging.DEBUG if what in self._complained else logging.WARNING
-        self._complained.add(what)
-        log.log(level, "%s: %s", what, error)
+            self._is_blind = False
 
     def _neuron(self, name: str) -> ServedNeuron | None:
-        return next((n for n in self.view.neurons.values() if n.name == name), None)
+        return self._picture.neurons_by_name.get(name)
 
     def _breaker(self, neuron_id: int) -> Breaker:
         return self._neuron_breakers.get(neuron_id, CLOSED)

@@ -12,6 +12,7 @@ import secrets
 import socket
 import time
 from dataclasses import dataclass, field
+from math import inf
 
 import msgspec
 from django.conf import settings
@@ -23,20 +24,21 @@ from inference.client import JSON_HEADER, Client, ClientLeft
 from inference.cold_load import ColdLoads, Tell
 from inference.dispatch.admission import Limits
 from inference.dispatch.choose import pick_placement
-from inference.dispatch.failover import Attempts, TransportFailure
+from inference.dispatch.failover import Attempts, NextStep, TransportFailure
 from inference.fleet_port import DatabaseFleetPort, FleetPort
 from inference.fleet_view import FleetView
+from inference.intake import Intake
 from inference.neuron_stream import NeuronConnections
 from inference.recorder import Recorder
 from inference.relay import NotServed
 from inference.request_facts import CLIENT_LEFT, RequestFacts
-from inference.wire import json_body, openai_chat, sse
+from inference.wire import openai_chat, sse
 from inference.wire.errors import CortexError, InternalError, ModelNotFound
 from inference.wire.openai_chat import ChatRequest
 
 log = logging.getLogger(__name__)
 
-PARSE_IN_THREAD_BYTES = 256 << 10
+STOP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class Gateway:
         self.fleet = FleetView(
             port, config.poll_seconds, config.urgent_poll_seconds, config.max_wait_seconds
         )
-        self.cold_loads = ColdLoads(self.fleet, port, config.load_wait_seconds, config.limits)
+        self.cold_loads = ColdLoads(self.fleet, port, config.limits)
+        self.intake = Intake(config.limits)
         self.recorder = Recorder(port, config.flush_seconds)
         self._connections = NeuronConnections()
         self._config = config
@@ -71,21 +74,24 @@ class Gateway:
         self.recorder.start()
 
     async def stop(self) -> None:
-        """Nothing that was asked or recorded is lost: wishes are withdrawn, records written."""
-        await self.cold_loads.stop()
-        await self.recorder.stop()
+        """Nothing that was asked or recorded is lost: wishes are withdrawn, records written.
+
+        All at once and not for long: whoever stops us kills those who do not stop in time.
+        """
+        await asyncio.gather(self.cold_loads.stop(), self.recorder.stop(), self._finish_reports())
         await self.fleet.stop()
-        await asyncio.gather(*self._reports, return_exceptions=True)
         self._connections.close()
 
     async def serve(self, client: Client) -> None:
         """Answer one chat request, however it goes, and record it."""
         facts = _arrival(client)
         try:
-            request = await _read(client, facts)
-            async with client.watched():
-                model = self._find_model(request, facts)
-                await self._answer(client, request, model, facts)
+            with self.intake.place() as place:
+                request = await self.intake.read(client, place)
+                facts.requested_model, facts.streaming = request.model, request.stream
+                async with client.watched():
+                    model = self._find_model(request, facts)
+                    await self._answer(client, request, model, facts)
         except ClientLeft:
             facts.status = facts.status or CLIENT_LEFT  # not if it has its whole answer
         except CortexError as error:
@@ -116,6 +122,7 @@ class Gateway:
         """Raise AssertionError if any capacity was not given back. For when nothing runs."""
         self.fleet.check_integrity()
         self.cold_loads.check_integrity()
+        self.intake.check_integrity()
         self._connections.check_integrity()
 
     def _find_model(self, request: ChatRequest, facts: RequestFacts) -> ServedModel:
@@ -164,12 +171,16 @@ class Gateway:
         facts.cold_start = True
         facts.neuron, facts.placement_id = "", None
         began = time.monotonic()
+        if facts.wait_deadline is None:  # one for all the waits of a request
+            patience_seconds = inf if request.stream else self._config.load_wait_seconds
+            facts.wait_deadline = began + patience_seconds
         try:
             return await self.cold_loads.wait(
                 facts.model,
                 len(request.body),
                 lambda: self._pick(facts.model, attempts),
                 _teller(client, facts) if request.stream else None,
+                facts.wait_deadline,
             )
         finally:
             waited_seconds = time.monotonic() - began
@@ -179,10 +190,11 @@ class Gateway:
         """Remember it here at once; of a refused connection tell everyone."""
         if failure.failure is None:
             self.fleet.note_answer(placement)
-            self.fleet.refresh_soon()
+            if failure.next_step is NextStep.WAIT_FOR_LOAD:  # our view is behind
+                self.fleet.refresh_soon()
             return
-        self.fleet.note_failure(placement, failure.failure)
-        if failure.failure is TransportFailure.REFUSED:
+        is_news = self.fleet.note_failure(placement, failure.failure)
+        if is_news and failure.failure is TransportFailure.REFUSED:
             task = asyncio.get_running_loop().create_task(self._report(placement.neuron_id))
             self._reports.add(task)
             task.add_done_callback(self._reports.discard)
@@ -194,6 +206,10 @@ class Gateway:
             log.warning("An unreachable neuron could not be reported: %s", error)
         self.fleet.refresh_soon()
 
+    async def _finish_reports(self) -> None:
+        if self._reports:
+            await asyncio.wait(self._reports, timeout=STOP_SECONDS)
+
 
 def _arrival(client: Client) -> RequestFacts:
     return RequestFacts(
@@ -204,22 +220,6 @@ def _arrival(client: Client) -> RequestFacts:
         client_address=client.address,
         user_agent=client.header(b"user-agent"),
     )
-
-
-async def _read(client: Client, facts: RequestFacts) -> ChatRequest:
-    """Raises InvalidRequest, RequestTooLarge, ClientLeft."""
-    packed = await client.read_body(json_body.MAX_BODY_BYTES)
-    encoding = client.header(b"content-encoding").strip().lower()
-    if len(packed) < PARSE_IN_THREAD_BYTES and not encoding:
-        request = openai_chat.parse_request(packed)
-    else:
-        request = await asyncio.to_thread(_unpack_and_parse, packed, encoding)
-    facts.requested_model, facts.streaming = request.model, request.stream
-    return request
-
-
-def _unpack_and_parse(packed: bytes, encoding: str) -> ChatRequest:
-    return openai_chat.parse_request(json_body.unpack(packed, encoding))
 
 
 def _teller(client: Client, facts: RequestFacts) -> Tell:

@@ -6,7 +6,7 @@ catalogue become labels. Children are looked up once and kept.
 
 from functools import cache
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 from inference.models import RequestRecord
 from inference.wire.errors import UNAVAILABLE
@@ -49,9 +49,6 @@ _cached_tokens = Counter(
     "cortex_cached_prompt_tokens", "Prompt tokens found in a neuron's cache", ["model"]
 )
 _cold_starts = Counter("cortex_cold_starts", "Requests that waited for a load", ["model"])
-_in_flight = Gauge(
-    "cortex_model_in_flight", "Requests at a neuron now", ["model"], multiprocess_mode="livesum"
-)
 _rejections = Counter(
     "cortex_rejections", "Requests not served for lack of room or of a model", ["reason"]
 )
@@ -79,11 +76,6 @@ class _ModelMetrics:
 _of_model = cache(_ModelMetrics)
 _requests_child = cache(_requests.labels)
 _rejections_child = cache(_rejections.labels)
-
-
-@cache
-def in_flight(model: str) -> Gauge:
-    return _in_flight.labels(model)
 
 
 def count_lost_records(num_records: int) -> None:

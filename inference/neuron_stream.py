@@ -2,7 +2,8 @@
 
 It speaks HTTP and nothing of what is said: no models, no frames, no retries on another neuron.
 The one repetition it makes is HTTP's own: a pooled connection that the neuron closed at the same
-moment is replaced by a fresh one, if no byte of an answer had come.
+moment is replaced by a fresh one, if no byte of an answer had come. Later than that it is no longer
+the same moment: the neuron has had the request, and may have died of it.
 
 A connection belongs to one answer at a time. It goes back to the pool when the answer was read to
 its end, and is aborted otherwise.
@@ -10,6 +11,7 @@ its end, and is aborted otherwise.
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from inference.dispatch.failover import TransportFailure
 from inference.neuron_connection import NeuronConnection, NeuronFailed
 
 CONNECT_SECONDS = 3.0
+SAME_MOMENT_SECONDS = 1.0
 MAX_IDLE_CONNECTIONS = 512
 """Per neuron."""
 
@@ -91,14 +94,20 @@ class NeuronConnections:
         idle_seconds: float,
     ) -> NeuronAnswer:
         """Send a request and return once the head of its answer is read. Raises NeuronFailed."""
-        origin = origin_of(endpoint)
-        head = _head(origin, path, headers, len(body))
+        try:
+            origin = origin_of(endpoint)
+            head = _head(origin, path, headers, len(body))
+        except ValueError as error:  # also UnicodeError: nobody listens at no address
+            raise NeuronFailed(TransportFailure.REFUSED, str(error)) from None
         connection = self._take_idle(origin)
         if connection is not None:
+            began = time.monotonic()
             try:
                 return await self._ask(connection, origin, head, body, idle_seconds)
             except NeuronFailed as error:
-                if connection.num_bytes_read or error.failure is not TransportFailure.BROKEN:
+                is_at_once = time.monotonic() - began < SAME_MOMENT_SECONDS
+                is_closed = error.failure is TransportFailure.BROKEN
+                if connection.num_bytes_read or not is_closed or not is_at_once:
                     raise
         connection = await self._connect(origin)
         try:
@@ -176,13 +185,14 @@ class NeuronConnections:
         except TimeoutError:
             detail = f"no connection within {CONNECT_SECONDS:.0f} s"
             raise NeuronFailed(TransportFailure.CONNECT_TIMEOUT, detail) from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a name that can be none
             raise NeuronFailed(TransportFailure.REFUSED, str(error)) from None
         return connection
 
 
 def _head(origin: Origin, path: str, headers: Sequence[tuple[str, str]], num_bytes: int) -> bytes:
-    lines = [f"POST {origin.base_path}{path} HTTP/1.1", f"host: {origin.host}:{origin.port}"]
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    lines = [f"POST {origin.base_path}{path} HTTP/1.1", f"host: {host}:{origin.port}"]
     lines += [f"{name}: {value}" for name, value in headers]
     lines.append(f"content-length: {num_bytes}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

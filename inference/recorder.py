@@ -2,15 +2,20 @@
 
 A request hands its record over and goes on; a database that is slow or away never holds one up.
 What was handed over is written, also at shutdown, as long as the database comes back in time and
-the queue has room; what had to be dropped is counted. It knows nothing of how requests go.
+the queue has room. A record that the database refuses for what it says is dropped alone: it must
+not stand in the way of all others. What had to be dropped is counted. It knows nothing of how
+requests go.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import islice
+
+from django.db import DataError, IntegrityError
 
 from inference import metrics
 from inference.fleet_port import FleetPort
@@ -20,8 +25,10 @@ log = logging.getLogger(__name__)
 
 MAX_QUEUED = 100_000
 MAX_BATCH = 5_000
-STOP_SECONDS = 8.0
+STOP_SECONDS = 2.0
 RETRY_SECONDS = 0.2
+CONTENT_ERRORS = (DataError, IntegrityError, OverflowError, ValueError)
+"""Trying again does not help: the database is there and does not take this."""
 
 
 class Recorder:
@@ -36,14 +43,18 @@ class Recorder:
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._is_failing = False
+        self._complained: set[str] = set()
 
     def add(self, record: RequestRecord) -> None:
-        """Take a record over. Never waits."""
-        metrics.observe(record)
-        if len(self._queue) >= MAX_QUEUED:
+        """Take a record over. Never waits and never raises."""
+        if len(self._queue) < MAX_QUEUED:
+            self._queue.append(record)
+        else:
             metrics.count_lost_records(1)
-            return
-        self._queue.append(record)
+        try:
+            metrics.observe(record)
+        except Exception as error:  # what cannot be counted must not end a request
+            self._complain("A request could not be counted", error)
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -80,17 +91,39 @@ class Recorder:
     async def _write_batch(self) -> bool:
         batch = list(islice(self._queue, MAX_BATCH))
         try:
-            await self._port.store_records(batch)
+            try:
+                await self._port.store_records(batch)
+                self._forget(batch)
+            except CONTENT_ERRORS:
+                await self._write_one_by_one(batch)
         except Exception as error:  # kept and tried again: the database may come back
             level = logging.DEBUG if self._is_failing else logging.WARNING
             log.log(level, "Request records wait for the database: %s", error)
             self._is_failing = True
             return False
         self._is_failing = False
+        return True
+
+    async def _write_one_by_one(self, batch: Sequence[RequestRecord]) -> None:
+        """Write all but what the database refuses. Raises if it is away."""
+        for record in batch:
+            try:
+                await self._port.store_records([record])
+            except CONTENT_ERRORS as error:
+                metrics.count_lost_records(1)
+                self._complain("The database refused a request record; it is dropped", error)
+            self._forget([record])
+
+    def _forget(self, batch: Sequence[RequestRecord]) -> None:
+        """Take the oldest records off the queue: they are dealt with."""
         for record in batch:
             self._queue.popleft()
             self._note_used(record)
-        return True
+
+    def _complain(self, what: str, error: Exception) -> None:
+        level = logging.DEBUG if what in self._complained else logging.ERROR
+        self._complained.add(what)
+        log.log(level, "%s: %s", what, error)
 
     def _note_used(self, record: RequestRecord) -> None:
         if record.placement is not None:

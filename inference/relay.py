@@ -90,7 +90,8 @@ async def _ask(
 
 async def _carry_stream(answer: NeuronAnswer, client: Client, facts: RequestFacts) -> None:
     frames = sse.ControlFrameFilter()
-    last_control = last_data = b""
+    tail = sse.StreamTail()
+    last_control = b""
     while chunk := await answer.next_piece():
         try:
             piece = frames.feed(chunk)
@@ -99,12 +100,12 @@ async def _carry_stream(answer: NeuronAnswer, client: Client, facts: RequestFact
         if piece.controls:
             last_control = piece.controls[-1]
         if piece.data:
-            last_data = piece.data
+            tail.feed(piece.data)
             if facts.first_token is None:
                 await _begin(client, facts, piece.data)
-            if sse.is_end(piece.data):
+            if sse.is_end(tail.data):
                 # Noted before it is written: many clients leave as soon as they have read it.
-                _note_end(facts, last_control, last_data)
+                _note_end(facts, last_control, tail.data)
             await client.write(piece.data)
         elif piece.controls and client.quiet_seconds >= KEEP_ALIVE_SECONDS:
             # Nothing but progress came, so this is between two frames.
@@ -112,16 +113,17 @@ async def _carry_stream(answer: NeuronAnswer, client: Client, facts: RequestFact
             await client.write(sse.KEEP_ALIVE)
     await client.begin_stream(facts.headers)
     if rest := frames.finish():
+        tail.feed(rest)
         await client.write(rest)
-    _note_end(facts, last_control, last_data)
+    _note_end(facts, last_control, tail.data)
     await client.end()
 
 
-def _note_end(facts: RequestFacts, last_control: bytes, last_data: bytes) -> None:
+def _note_end(facts: RequestFacts, last_control: bytes, last_frames: bytes) -> None:
     control = openai_chat.read_control(last_control)
     facts.usage, facts.timing = control.usage, control.timing
     facts.finish_reason = control.finish_reason or ""
-    facts.error_code = openai_chat.read_streamed_error(sse.last_data(last_data))
+    facts.error_code = openai_chat.read_streamed_error(sse.last_data(last_frames))
     facts.status = 502 if facts.error_code else 200
 
 

@@ -31,6 +31,8 @@ class RequestFacts:
     placement_id: int | None = None
     cold_start: bool = False
     load_wait_seconds: float | None = None
+    wait_deadline: float | None = None
+    """Until when it may wait for loads, once it had to."""
     first_token: float | None = None
     status: int = 0
     error_code: str = ""

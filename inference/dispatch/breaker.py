@@ -28,14 +28,17 @@ class Breaker:
         """Return the breaker after one more failure.
 
         A certain one (a refused connection) opens it at once; others only as a series. Each
-        failure beyond that doubles the time it stays open.
+        failure beyond that doubles the time it stays open. While it is open, only requests from
+        before can fail: that is no news, however many they were.
         """
+        if not self.is_closed(now):
+            return self
         num_failures = self.num_failures + 1
         num_beyond = num_failures - (1 if is_certain else FAILURES_TO_OPEN)
         if num_beyond < 0:
-            return Breaker(num_failures, self.open_until)
+            return Breaker(num_failures)
         seconds = min(MAX_OPEN_SECONDS, MIN_OPEN_SECONDS * 2 ** min(num_beyond, 10))
-        return Breaker(num_failures, max(self.open_until, now + seconds))
+        return Breaker(num_failures, now + seconds)
 
 
 CLOSED = Breaker()

@@ -17,9 +17,8 @@ MAX_DEPTH = 64
 
 _Body = TypeVar("_Body")
 
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
+_STRING_OR_BRACKET = re.compile(rb'"[^"]*+"|[\[\]{}]')
 # Each escape is taken whole, so that an escaped backslash never looks like the start of another.
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F])|.)",
@@ -78,15 +77,25 @@ def _param_of(message: str) -> str | None:
 
 
 def _is_deeper_than(body: bytes, limit: int) -> bool:
-    """Take away the innermost brackets, level by level: `limit` rounds must leave none."""
+    """Count brackets outside of strings, in a body that is JSON.
+
+    Each step holds the interpreter for a moment only, whatever a body consists of: other threads
+    get their turn between two brackets.
+    """
     if body.count(b"[") + body.count(b"{") <= limit:
         return False
-    brackets = _STRING.sub(b"", body).translate(_TO_SQUARE, _NOT_BRACKETS)
-    for _ in range(limit):
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"[]", b"")
-    return bool(brackets)
+    # Escaped backslashes first: then one before a quote always belongs to the quote.
+    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    depth = 0
+    for found in _STRING_OR_BRACKET.finditer(unescaped.translate(None, _NO_MARKS)):
+        mark = found[0]
+        if mark in (b"[", b"{"):
+            depth += 1
+            if depth > limit:
+                return True
+        elif mark in (b"]", b"}"):
+            depth -= 1
+    return False
 
 
 def _has_lone_surrogate(body: bytes) -> bool:

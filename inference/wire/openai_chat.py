@@ -4,13 +4,16 @@ The body goes to the neuron as the bytes that came; only an alias is replaced by
 it. Everything else about a request is the neuron's to judge. It knows no HTTP and no fleet.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from inference.wire import json_body
 from inference.wire.errors import InvalidRequest, NeuronAnswered, UpstreamError, without_paths
 from neuron_agent.protocol import ControlFrame, ErrorBody, Usage
+
+MAX_COUNT = 2**31 - 1
+"""The most tokens that are believed, and that a record has room for."""
 
 DIALECT = "openai"
 PATH = "/v1/chat/completions"
@@ -112,9 +115,11 @@ def read_outcome(answer: bytes) -> Outcome:
 def read_control(frame: bytes) -> ControlFrame:
     """Return a control frame; one that cannot be read says nothing."""
     try:
-        return _control_decoder.decode(frame)
+        control = _control_decoder.decode(frame)
     except msgspec.DecodeError:
         return ControlFrame()
+    is_credible = control.usage is _believable(control.usage)
+    return control if is_credible else replace(control, usage=None)
 
 
 def read_streamed_error(data: bytes) -> str:
@@ -162,9 +167,24 @@ def _usage(usage: _Usage | None) -> Usage | None:
     if usage is None:
         return None
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
-    return Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=(prompt.cached_tokens or 0) if prompt else 0,
-        reasoning_tokens=(completion.reasoning_tokens or 0) if completion else 0,
+    return _believable(
+        Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=(prompt.cached_tokens or 0) if prompt else 0,
+            reasoning_tokens=(completion.reasoning_tokens or 0) if completion else 0,
+        )
     )
+
+
+def _believable(usage: Usage | None) -> Usage | None:
+    """Return the counts, None if one of them can be none: then they are unknown."""
+    if usage is None:
+        return None
+    counts = (
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.cached_tokens,
+        usage.reasoning_tokens,
+    )
+    return usage if all(0 <= count <= MAX_COUNT for count in counts) else None

@@ -11,6 +11,7 @@ import msgspec
 from neuron_agent.protocol import CONTROL_FRAME_PREFIX
 
 MAX_CONTROL_FRAME_BYTES = 64 << 10
+MAX_TAIL_BYTES = 16 << 10
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -80,6 +81,22 @@ class ControlFrameFilter:
         if len(frame) > MAX_CONTROL_FRAME_BYTES:
             raise BadStream("a control frame does not end")
         self._pending = frame
+
+
+class StreamTail:
+    """The last frames of a stream, whole, however they were cut on their way.
+
+    It goes back to the last border that a piece ended with, and no further than MAX_TAIL_BYTES.
+    """
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def feed(self, piece: bytes) -> None:
+        if not self.data or self.data.endswith(_BORDER):
+            self.data = piece
+        else:
+            self.data = (self.data + piece)[-MAX_TAIL_BYTES:]
 
 
 def comment(name: str, facts: object) -> bytes:

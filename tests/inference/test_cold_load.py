@@ -187,6 +187,36 @@ async def test_a_placement_that_has_just_gone_is_waited_for(
     answer.release()
 
 
+async def test_all_the_waits_of_a_request_have_one_end(
+    neuron: FakeNeuron, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.dispatch.failover.GONE_SECONDS", 0.02)
+    neuron.knobs.fail_before_first_byte = NeuronRefusal(503, "model_not_loaded", retry_after=1)
+    port = RecordedPort(ready_view(neuron))
+    async with served(port, load_wait_seconds=0.3) as service, service.chat() as answer:
+        assert answer.status == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert (await answer.json())["error"]["code"] == "model_loading"
+        assert len(neuron.requests_to("/v1/chat/completions")) > 2
+
+
+async def test_who_waits_in_silence_looks_again_though_nothing_changed(
+    neuron: FakeNeuron, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.dispatch.failover.GONE_SECONDS", 0.3)
+    monkeypatch.setattr("inference.cold_load.LOOK_SECONDS", 0.02)
+    neuron.knobs.fail_before_first_byte = NeuronRefusal(503, "model_not_loaded", retry_after=1)
+    port = RecordedPort(ready_view(neuron))
+    async with served(port, load_wait_seconds=3600, urgent_poll_seconds=3600) as service:
+        asking = asyncio.ensure_future(service.chat().__aenter__())
+        await eventually(lambda: service.gateway.cold_loads.num_waiting == 1)
+        neuron.knobs.fail_before_first_byte = None
+        async with asyncio.timeout(10):
+            answer = await asking
+        assert answer.status == 200
+        answer.release()
+
+
 async def test_an_unknown_model_is_404_and_wished_for_by_nobody(service: Served) -> None:
     async with service.chat(model="no/such") as answer:
         assert answer.status == 404
@@ -294,6 +324,55 @@ async def test_stopping_withdraws_what_was_wished_for() -> None:
         asking.cancel()
 
 
+async def test_stopping_does_not_take_one_thing_after_the_other() -> None:
+    class Slow(RecordedPort):
+        """Each of the two is done only when the other has begun."""
+
+        def __init__(self) -> None:
+            super().__init__(a_view([a_neuron("http://127.0.0.1:9")]))
+            self.is_withdrawing, self.is_storing = asyncio.Event(), asyncio.Event()
+
+        async def withdraw_demand(self, model_id: str) -> None:
+            self.is_withdrawing.set()
+            await self.is_storing.wait()
+            await super().withdraw_demand(model_id)
+
+        async def store_records(self, records: Any) -> None:
+            self.is_storing.set()
+            await self.is_withdrawing.wait()
+            await super().store_records(records)
+
+    port = Slow()
+    async with served(port, flush_seconds=3600) as service:
+        asking = asyncio.ensure_future(service.chat().__aenter__())
+        async with service.chat(model="no/such") as answer:
+            assert answer.status == 404
+        await eventually(lambda: port.demand)
+        await service.gateway.stop()
+        assert not port.demand
+        assert [record.status for record in port.records] == [404]
+        asking.cancel()
+
+
+async def test_stopping_ends_though_the_database_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stuck(RecordedPort):
+        async def report_unreachable(self, neuron_id: int, error: str) -> None:
+            await asyncio.Event().wait()
+
+        withdraw_demand = store_records = report_unreachable  # type: ignore[assignment]
+
+    for name in ("cold_load", "recorder", "gateway"):
+        monkeypatch.setattr(f"inference.{name}.STOP_SECONDS", 0.05)
+    port = Stuck(a_view([a_neuron("http://127.0.0.1:9")], [a_placement()]))
+    async with served(port, flush_seconds=3600) as service:
+        async with service.chat() as answer:
+            assert answer.status == 503
+        async with asyncio.timeout(5):
+            await service.gateway.stop()
+
+
 FAILURE = LoadFailureView("repo_fetch_failed", "no /srv/x/y", datetime.now(UTC), "beast")
 COOLING = Verdict("hold", (Refusal("beast", RefusalCode.COOLING_DOWN),))
 BUSY = Verdict("hold", (Refusal("beast", RefusalCode.BUSY_VICTIMS),))
@@ -312,6 +391,14 @@ def test_a_load_that_is_tried_elsewhere_is_waited_for() -> None:
     model = a_model(failure=FAILURE)
     assert why_hopeless(model, COOLING, is_arriving=True, is_reachable={"beast": True}) is None
     assert why_hopeless(model, None, is_arriving=False, is_reachable={"beast": True}) is None
+
+
+def test_a_failed_load_is_not_the_end_while_another_neuron_makes_room() -> None:
+    leaving = Refusal("puny", RefusalCode.MEMORY_ON_ITS_WAY)
+    verdict = Verdict("hold", (*COOLING.refusals, leaving))
+    reachable = {"beast": True, "puny": True}
+    model = a_model(failure=FAILURE)
+    assert why_hopeless(model, verdict, is_arriving=False, is_reachable=reachable) is None
 
 
 def test_busy_victims_are_waited_for() -> None:

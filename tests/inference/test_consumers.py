@@ -12,7 +12,6 @@ import pytest
 from yarl import URL
 
 from fleet.planner.phases import NeuronPhase
-from inference.wire.json_body import MAX_BODY_BYTES
 from tests.fakes.neuron import FakeNeuron
 from tests.inference.world import (
     MODEL,
@@ -113,21 +112,6 @@ async def test_a_large_body_is_taken(service: Served, neuron: FakeNeuron) -> Non
     assert neuron.requests_to("/v1/chat/completions")[0].body == body
 
 
-async def test_a_body_past_the_limit_is_413(service: Served) -> None:
-    async def endless() -> AsyncIterator[bytes]:
-        piece = bytes(1 << 20)
-        while True:
-            yield piece
-
-    headers = {"content-length": str(MAX_BODY_BYTES + 1)}
-    status, error = await error_of(
-        service, "POST", "/v1/chat/completions", data=endless(), headers=headers
-    )
-    assert (status, error["code"]) == (413, "request_too_large")
-    record = await service.record()
-    assert (record.status, record.error_code) == (413, "request_too_large")
-
-
 async def test_a_client_that_leaves_in_mid_body_is_recorded(service: Served) -> None:
     host, port = service.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
@@ -194,6 +178,14 @@ async def test_health_says_what_cannot_be_served(service: Served, neuron: FakeNe
     assert await health_of(service) == (200, "impaired", ["org/lonely"])
     service.show(a_view([away], models=models))
     assert await health_of(service) == (503, "degraded", ["org/lonely", MODEL])
+
+
+async def test_the_root_says_how_cortex_is(service: Served) -> None:
+    for path in ("/", ""):
+        async with service.http.get(service.url + path) as answer:
+            assert answer.status == 200
+            assert (await answer.json())["status"] == "ok"
+    assert (await error_of(service, "POST", "/"))[0] == 405
 
 
 async def test_a_bug_of_ours_is_500_with_the_request_id_and_nothing_else(

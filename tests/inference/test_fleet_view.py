@@ -1,21 +1,18 @@
 """The view: swapped whole, fresh by poll and sooner by Redis, with this gateway's own counts."""
 
 import asyncio
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
-from cortex_site.embedded import find_valkey
-from fleet.planner.phases import PlacementPhase
+from fleet.planner.phases import NeuronPhase, PlacementPhase
 from fleet.services import FLEET_CHANNEL
+from inference import fleet_view as fleet_view_module
 from inference.dispatch.failover import TransportFailure
 from inference.fleet_view import FleetView
 from tests.inference.world import (
-    DEADLINE_SECONDS,
     MODEL,
     RecordedPort,
     a_model,
@@ -23,6 +20,7 @@ from tests.inference.world import (
     a_placement,
     a_view,
     eventually,
+    valkey_server,
 )
 
 
@@ -32,17 +30,8 @@ def a_fleet_view(port: RecordedPort, poll_seconds: float = 3600) -> FleetView:
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    """A server on a socket of its own, as `make run` has it."""
-    path = tmp_path / "s"
-    command = [find_valkey(), "--port", "0", "--unixsocket", str(path), "--save", ""]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not path.exists():
-        assert time.monotonic() < deadline, "the server does not start"
-        process.poll()
-    yield f"unix://{path}"
-    process.terminate()
-    process.wait(10)
+    with valkey_server(tmp_path) as (url, _):
+        yield url
 
 
 async def test_a_poll_alone_keeps_it_fresh() -> None:
@@ -173,3 +162,45 @@ async def test_a_placement_on_a_neuron_that_is_not_in_the_view_is_no_candidate()
     fleet.swap(a_view([], [a_placement(phase=PlacementPhase.READY)]))
     (candidate,) = fleet.candidates(MODEL)
     assert not candidate.neuron_dispatchable
+
+
+async def test_however_many_ask_the_fleet_is_read_only_so_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[None] = []
+
+    class Counting(RecordedPort):
+        async def read_view(self):  # type: ignore[no-untyped-def]
+            reads.append(None)
+            return self.view
+
+    monkeypatch.setattr(fleet_view_module, "READ_GAP_SECONDS", 3600.0)
+    fleet = a_fleet_view(Counting(), poll_seconds=0.0)
+    await fleet.start(None)
+    for _ in range(20):
+        fleet.refresh_soon()
+        await asyncio.sleep(0.001)
+    assert len(reads) == 1
+    await fleet.stop()
+
+
+async def test_a_neuron_that_was_found_well_again_is_asked_at_once() -> None:
+    fleet = a_fleet_view(RecordedPort())
+    placement = a_placement()
+    fleet.swap(a_view([a_neuron("x")], [placement]))
+    assert fleet.note_failure(placement, TransportFailure.REFUSED)
+    fleet.swap(a_view([a_neuron("x")], [placement]))  # says what was true before
+    assert is_closed(fleet) == [False]
+    fleet.swap(a_view([a_neuron("x", phase=NeuronPhase.UNHEALTHY)], [placement]))
+    assert is_closed(fleet) == [False]
+    fleet.swap(a_view([a_neuron("x")], [placement]))
+    assert is_closed(fleet) == [True]
+
+
+async def test_only_the_first_of_many_refused_connections_is_news() -> None:
+    fleet = a_fleet_view(RecordedPort())
+    placement = a_placement()
+    fleet.swap(a_view([a_neuron("x")], [placement]))
+    news = [fleet.note_failure(placement, TransportFailure.REFUSED) for _ in range(8)]
+    assert news == [True] + [False] * 7
+    assert fleet._breaker(1).num_failures == 1

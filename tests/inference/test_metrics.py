@@ -67,11 +67,3 @@ def test_rejections_are_counted_by_reasons_that_no_neuron_can_add_to() -> None:
         metrics.observe(a_record(status=503, error_code=code))
         metrics.observe(a_record(status=400, error_code=code))
         assert value("cortex_rejections_total", reason=reason) == before + 1
-
-
-def test_requests_in_flight_go_up_and_down() -> None:
-    gauge = metrics.in_flight("org/counted")
-    gauge.inc()
-    assert value("cortex_model_in_flight", model="org/counted") == 1
-    gauge.dec()
-    assert value("cortex_model_in_flight", model="org/counted") == 0

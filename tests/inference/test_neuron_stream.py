@@ -245,3 +245,52 @@ async def test_a_neuron_killed_while_it_took_the_connection_counts_as_gone() -> 
     listening.append(await asyncio.start_server(talk, "127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening[0].sockets[0].getsockname()[1]}"
     assert await failure_of(NeuronConnections(), url) is TransportFailure.REFUSED
+
+
+async def test_a_kept_connection_that_breaks_later_is_not_asked_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(neuron_stream, "SAME_MOMENT_SECONDS", 0.0)
+    pool = NeuronConnections()
+    asked: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await read_request(reader))
+        writer.write(OK)
+        asked.append(await read_request(reader))
+
+    async with server(talk) as url:
+        answer = await ask(pool, url)
+        await answer.read(10)
+        answer.close()
+        assert await failure_of(pool, url) is TransportFailure.BROKEN
+    assert len(asked) == 2
+
+
+async def test_trailers_change_no_header() -> None:
+    head = b"HTTP/1.1 200 OK\r\nretry-after: 1\r\ntransfer-encoding: chunked\r\n\r\n"
+    trailers = b"2\r\nhi\r\n0\r\nretry-after: 99\r\nx-late: y\r\n\r\n"
+    pool = NeuronConnections()
+    async with server(saying(head + trailers)) as url:
+        answer = await ask(pool, url)
+        assert await answer.read(10) == b"hi"
+        assert answer.headers["retry-after"] == "1"
+        assert "x-late" not in answer.headers
+        answer.close()
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host"),
+    [("http://[::1]:13131", b"[::1]:13131"), ("http://beast:13131", b"beast:13131")],
+)
+def test_the_host_header_is_what_a_server_expects(endpoint: str, host: bytes) -> None:
+    head = neuron_stream._head(origin_of(endpoint), "/v1", [], 0)
+    assert b"\r\nhost: " + host + b"\r\n" in head
+
+
+@pytest.mark.parametrize(
+    "endpoint", [f"http://{'a' * 64}.example:1", "http://..:1", "http://x:99999", "http://[::1"]
+)
+async def test_an_address_that_can_be_none_refuses_connections(endpoint: str) -> None:
+    assert await failure_of(NeuronConnections(), endpoint) is TransportFailure.REFUSED

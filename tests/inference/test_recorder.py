@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
+from django.db import DataError, IntegrityError
 
 from inference import recorder as recorder_module
 from inference.models import RequestRecord
@@ -93,3 +94,60 @@ async def test_a_large_queue_is_written_in_several_batches(
         recorder.add(a_record(str(number)))
     assert await recorder.flush()
     assert len(port.records) == 10
+
+
+class Choosy(RecordedPort):
+    """A database that does not take every record."""
+
+    async def store_records(self, records):  # type: ignore[no-untyped-def]
+        if any(record.request_id.startswith("bad") for record in records):
+            raise REFUSALS[0]
+        await super().store_records(records)
+
+
+REFUSALS: list[Exception] = []
+
+
+@pytest.mark.parametrize(
+    "refusal", [DataError("x"), IntegrityError("x"), OverflowError("x"), ValueError("x")]
+)
+async def test_a_record_the_database_refuses_is_dropped_and_the_others_written(
+    refusal: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[int] = []
+    monkeypatch.setattr(recorder_module.metrics, "count_lost_records", lost.append)
+    REFUSALS[:] = [refusal]
+    port = Choosy()
+    recorder = Recorder(port, flush_seconds=3600)
+    for request_id in ("1", "bad", "2", "bad too", "3"):
+        recorder.add(a_record(request_id))
+    assert await recorder.flush()
+    assert [record.request_id for record in port.records] == ["1", "2", "3"]
+    assert sum(lost) == 2
+    assert caplog.text.count("refused a request record") == 1
+
+
+async def test_a_database_that_goes_away_among_refused_records_is_waited_for() -> None:
+    class Vanishing(RecordedPort):
+        async def store_records(self, records):  # type: ignore[no-untyped-def]
+            if len(records) > 1:
+                raise DataError("one of them")
+            await super().store_records(records)
+            self.fail_store = len(self.records) == 1
+
+    port = Vanishing()
+    recorder = Recorder(port, flush_seconds=3600)
+    for number in range(3):
+        recorder.add(a_record(str(number)))
+    assert not await recorder.flush()
+    port.fail_store = False
+    assert await recorder.flush()
+    assert [record.request_id for record in port.records] == ["0", "1", "2"]
+
+
+async def test_a_record_that_cannot_be_counted_is_kept_all_the_same() -> None:
+    port = RecordedPort()
+    recorder = Recorder(port, flush_seconds=3600)
+    recorder.add(a_record(model="m", prompt_tokens=-1))
+    await recorder.flush()
+    assert len(port.records) == 1

@@ -15,11 +15,13 @@ from tests.inference.world import (
     MODEL,
     RecordedPort,
     Served,
+    Talk,
     a_neuron,
     a_placement,
     a_view,
     eventually,
     served,
+    talking_server,
 )
 
 pytestmark = pytest.mark.slow
@@ -37,6 +39,29 @@ async def service(neuron: FakeNeuron) -> AsyncIterator[Served]:
     view = a_view([a_neuron(neuron.url)], [a_placement()], aliases={"local/large": MODEL})
     async with served(RecordedPort(view)) as service:
         yield service
+
+
+def speaking(*pieces: bytes, is_ended: bool = True) -> Talk:
+    """A neuron that streams these pieces, with a pause after each, and ends its answer or not."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for piece in pieces:
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await asyncio.sleep(0.02)
+        writer.write(b"0\r\n\r\n" if is_ended else b"")
+        await asyncio.Event().wait()
+
+    return talk
+
+
+@contextlib.asynccontextmanager
+async def served_by(talk: Talk) -> AsyncIterator[Served]:
+    async with talking_server(talk) as number:
+        port = RecordedPort(a_view([a_neuron(f"http://127.0.0.1:{number}")], [a_placement()]))
+        async with served(port) as service:
+            yield service
 
 
 def frames_of(body: bytes) -> list[bytes]:
@@ -156,27 +181,13 @@ async def test_a_client_that_leaves_frees_the_neuron(
 
 
 async def test_a_client_that_leaves_once_it_has_the_whole_answer_was_served() -> None:
-    is_left = asyncio.Event()
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        frames = b': cortex {"finish_reason":"stop"}\n\ndata: {"choices":[]}\n\ndata: [DONE]\n\n'
-        head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-        writer.write(head + b"%x\r\n%b\r\n" % (len(frames), frames))  # and not the last chunk
-        await is_left.wait()
-        writer.close()
-
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    async with server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        port = RecordedPort(a_view([a_neuron(url)], [a_placement()]))
-        async with served(port) as service:
-            async with service.chat(stream=True) as answer:
-                assert b"[DONE]" in await answer.content.readuntil(b"[DONE]\n\n")
-                answer.close()
-            record = await service.record()
-            assert (record.status, record.finish_reason) == (200, "stop")
-        is_left.set()
+    frames = b': cortex {"finish_reason":"stop"}\n\ndata: {"choices":[]}\n\ndata: [DONE]\n\n'
+    async with served_by(speaking(frames, is_ended=False)) as service:
+        async with service.chat(stream=True) as answer:
+            assert b"[DONE]" in await answer.content.readuntil(b"[DONE]\n\n")
+            answer.close()
+        record = await service.record()
+        assert (record.status, record.finish_reason) == (200, "stop")
 
 
 async def test_a_client_that_leaves_before_the_head_frees_the_neuron(
@@ -397,3 +408,58 @@ async def test_aiohttp_sees_a_clean_end(service: Served) -> None:
         assert isinstance(answer, aiohttp.ClientResponse)
         await answer.read()
         assert answer.content.at_eof()
+
+
+async def test_requests_that_were_at_a_neuron_when_it_died_are_one_report_and_one_failure(
+    service: Served, neuron: FakeNeuron
+) -> None:
+    async def ask() -> int:
+        async with service.chat() as answer:
+            return answer.status
+
+    neuron.knobs.hang = True
+    asking = [asyncio.ensure_future(ask()) for _ in range(8)]
+    await eventually(lambda: len(neuron.requests_to("/v1/chat/completions")) == 8)
+    neuron.stop()
+    assert set(await asyncio.gather(*asking)) == {503}
+    await eventually(lambda: service.port.unreachable)
+    assert service.port.unreachable == [1]
+    assert service.gateway.fleet._breaker(1).num_failures == 1
+
+
+async def test_an_error_frame_that_came_in_two_pieces_is_recorded_as_one() -> None:
+    pieces = (b'data: {"choices":[]}\n\n', b'data: {"error":{"code":"dev', b'ice_fault"}}\n\n')
+    async with served_by(speaking(*pieces)) as service:
+        async with service.chat(stream=True) as answer:
+            assert await answer.read() == b"".join(pieces)
+        record = await service.record()
+        assert (record.status, record.error_code) == (502, "device_fault")
+
+
+async def test_a_client_that_leaves_after_an_end_in_two_pieces_was_served() -> None:
+    pieces = (b'data: {"choices":[]}\n\n', b"data: [DO", b"NE]\n\n")
+    async with served_by(speaking(*pieces, is_ended=False)) as service:
+        async with service.chat(stream=True) as answer:
+            await answer.content.readuntil(b"[DONE]\n\n")
+            answer.close()
+        assert (await service.record()).status == 200
+
+
+async def test_a_refusal_that_says_nothing_of_the_fleet_reads_it_not_again(
+    neuron: FakeNeuron,
+) -> None:
+    reads: list[None] = []
+
+    class Counting(RecordedPort):
+        async def read_view(self):  # type: ignore[no-untyped-def]
+            reads.append(None)
+            return self.view
+
+    neuron.knobs.fail_before_first_byte = Refusal(400, "invalid_request")
+    port = Counting(a_view([a_neuron(neuron.url)], [a_placement()]))
+    async with served(port, poll_seconds=3600) as service:
+        for _ in range(20):
+            async with service.chat() as answer:
+                assert answer.status == 400
+        assert not service.gateway.fleet._wanted.is_set()
+        assert len(reads) == 1

@@ -6,15 +6,18 @@ the real consumer in the test's own loop.
 
 import asyncio
 import contextlib
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvicorn
 
+from cortex_site.embedded import find_valkey
 from fleet.planner.phases import NeuronPhase, PlacementPhase
 from fleet.selectors import ServedModel, ServedNeuron, ServedPlacement, ServingView, Verdict
 from inference import gateway as gateway_module
@@ -207,6 +210,50 @@ async def uvicorn_server(application: Any) -> AsyncIterator[str]:
     finally:
         server.should_exit = server.force_exit = True
         await serving
+
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def talking_server(talk: Talk) -> AsyncIterator[int]:
+    """Let `talk` answer each connection to a free port; yields the port. At the end all is cut."""
+    talking: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        talking.add(task)
+        try:
+            await talk(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in talking:
+            task.cancel()
+        await asyncio.gather(*talking)
+
+
+@contextlib.contextmanager
+def valkey_server(folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Run a server on a socket of its own, as `make run` has it; yields its URL."""
+    path = folder / "s"
+    command = [find_valkey(), "--port", "0", "--unixsocket", str(path), "--save", ""]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not path.exists():
+        assert time.monotonic() < deadline, "the server does not start"
+        process.poll()
+    yield f"unix://{path}", process
+    process.terminate()
+    process.wait(10)
 
 
 async def eventually(condition: Callable[[], object]) -> None:

@@ -46,5 +46,17 @@ def test_it_is_never_open_for_longer_than_the_bound(failures: list[tuple[float, 
 
 def test_each_further_failure_keeps_it_open_for_longer() -> None:
     first = CLOSED.after_failure(0.0, is_certain=True)
-    second = first.after_failure(0.0, is_certain=True)
-    assert second.open_until == 2 * first.open_until
+    again = first.open_until
+    second = first.after_failure(again, is_certain=True)
+    assert second.open_until - again == 2 * first.open_until
+
+
+@given(st.integers(1, 20), st.booleans())
+def test_requests_sent_before_it_opened_that_fail_too_are_no_news(
+    num_others: int, is_certain: bool
+) -> None:
+    opened = CLOSED.after_failure(5.0, is_certain=True)
+    breaker = opened
+    for _ in range(num_others):
+        breaker = breaker.after_failure(5.5, is_certain=is_certain)
+    assert breaker == opened

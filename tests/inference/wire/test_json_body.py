@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import threading
 
 import msgspec
 import pytest
@@ -124,3 +125,14 @@ def test_a_bad_encoding_is_refused(body: bytes, encoding: str) -> None:
 def test_a_bomb_is_refused_by_what_it_unfolds_to() -> None:
     with pytest.raises(RequestTooLarge):
         json_body.unpack(gzip.compress(bytes(MAX_BODY_BYTES + 1), 1), "gzip")
+
+
+def test_others_get_their_turn_while_depth_is_counted() -> None:
+    body = b"[" * 50 + b'"",' * (2 << 20) + b"1," + b"[]," * 20 + b"1" + b"]" * 50
+    counting = threading.Thread(target=json_body._is_deeper_than, args=(body, MAX_DEPTH))
+    turns = 0
+    counting.start()
+    while counting.is_alive():
+        counting.join(0.001)
+        turns += 1
+    assert turns > 10

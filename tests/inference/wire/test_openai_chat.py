@@ -20,6 +20,19 @@ extra_values = st.recursive(
 )
 
 
+@pytest.mark.parametrize("count", [-1, 2**31, 2**63, 10**30])
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens", "cached_tokens"])
+def test_counts_that_can_be_none_are_unknown(name: str, count: int) -> None:
+    counts = {"prompt_tokens": 1, "completion_tokens": 2, name: count}
+    control = openai_chat.read_control(
+        json.dumps({"usage": counts, "finish_reason": "stop"}).encode()
+    )
+    assert control == ControlFrame(finish_reason="stop")
+    usage = {**counts, "prompt_tokens_details": {"cached_tokens": counts.get("cached_tokens")}}
+    outcome = openai_chat.read_outcome(json.dumps({"usage": usage}).encode())
+    assert outcome == openai_chat.Outcome()
+
+
 @given(st.dictionaries(st.text(min_size=1, max_size=8), extra_values, max_size=4))
 def test_rewriting_an_alias_changes_the_model_alone(extra: dict[str, object]) -> None:
     fields = {**extra, "model": "alias", "messages": MESSAGES, "stream": None}

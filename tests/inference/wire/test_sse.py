@@ -114,3 +114,23 @@ def test_comments_are_told_from_data(piece: bytes, only_comments: bool) -> None:
 def test_the_last_data_line_is_found() -> None:
     assert sse.last_data(b"data: 1\n\ndata: 2\n\n: x\n\n") == b"2"
     assert sse.last_data(b": x\n\n") == b""
+
+
+@given(st.lists(ordinary_frame, min_size=1, max_size=6), st.data())
+def test_the_tail_has_the_last_frame_whole_however_it_was_cut(
+    frames: list[bytes], data: st.DataObject
+) -> None:
+    stream = b"".join(frame + b"\n\n" for frame in frames)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(stream) - 1))))
+    tail = sse.StreamTail()
+    for start, end in pairwise([0, *cuts, len(stream)]):
+        tail.feed(stream[start:end])
+    assert tail.data.endswith(frames[-1] + b"\n\n")
+    assert stream.endswith(tail.data)
+
+
+def test_the_tail_is_bounded() -> None:
+    tail = sse.StreamTail()
+    for _ in range(100):
+        tail.feed(b"x" * 1000)
+    assert len(tail.data) == sse.MAX_TAIL_BYTES
