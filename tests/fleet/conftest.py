@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fleet import controller, notify, watch
+from fleet import controller, notify, services, watch
 from fleet.models import FleetEvent, Neuron, Placement
 from fleet.neuron_client import NeuronCalls
 from fleet.planner.phases import LIVE
-from tests.world import Clock, World, running_world
+from tests.world import BEAST, DEVICE_MB, PUNY, SMALL, Clock, World, running_world
 
 
 @dataclass(slots=True)
@@ -97,3 +97,32 @@ def fleet(world: World) -> Iterator[Driver]:
     with NeuronCalls() as calls:
         driver.calls = calls
         yield driver
+
+
+def want(fleet: Driver, model_id: str, source: str = "gateway-1") -> None:
+    services.request_placement(model_id, source, 1, fleet.clock(), lifetime_seconds=3600)
+
+
+def served(fleet: Driver, model_id: str) -> None:
+    """The gateway has what it waited for."""
+    services.withdraw_demand(model_id, "gateway-1")
+
+
+def bring_up(fleet: Driver, model_id: str) -> Placement:
+    want(fleet, model_id)
+    fleet.until(lambda: placements(model_id, phase="ready"))
+    served(fleet, model_id)
+    return placements(model_id, phase="ready")[0]
+
+
+def leave_only_one_device(fleet: Driver) -> None:
+    fleet.world.beast.knobs.device_memory_mb = (DEVICE_MB,)
+    services.set_enabled(neuron_row(PUNY).pk, False, fleet.clock())
+
+
+def vanish(fleet: Driver) -> None:
+    """The load begins, and brings the neuron down."""
+    fleet.world.beast.knobs.load_seconds = float("inf")
+    fleet.until(lambda: live(SMALL) == [(BEAST, "loading")])
+    fleet.world.beast.restart()
+    fleet.poll()

@@ -168,7 +168,7 @@ def has_room(snapshot: FleetSnapshot, neuron_id: int, profile: ProfileView) -> b
         each
         for each in one.devices
         if each.usable
-        and each.total_bytes >= profile.min_device_bytes
+        and each.total_bytes >= max(profile.min_device_bytes, share_bytes)
         and device_memory(each, there, snapshot).free_bytes >= share_bytes
     ]
     return profile.harness in one.harnesses and len(fitting) >= profile.min_devices
