@@ -66,6 +66,7 @@ class Cluster:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_ignore_interrupts,
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,))
         self._reader.start()
@@ -137,6 +138,11 @@ class Cluster:
         assert self._process is not None
         assert self._process.poll() is None, "\n".join(self.output)
         return any(line.startswith("Cortex is ready") for line in self.output)
+
+
+def _ignore_interrupts() -> None:
+    """Scripts start their background jobs like this; Ctrl-C must stop `up` all the same."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _is_device_process(process: psutil.Process) -> bool:
