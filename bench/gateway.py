@@ -22,7 +22,7 @@ a warm-up that is not counted:
 
 CPU time is read from /proc in ticks of 10 ms, some time after the last answer: what a process does
 afterwards, such as writing records, belongs to the requests it does it for. The last line is one
-JSON object; the lines before it are the rounds.
+JSON object; the lines before it are the same after each round.
 """
 
 import argparse
@@ -191,7 +191,7 @@ async def measure(
             for count in counts:
                 cost = await chunk_cost(ports[name], pids[name], count, seconds)
                 per_chunk[count][name].append(cost)
-        print(f"round {number}: {describe(added, per_request, per_chunk)}", flush=True)
+        print(f"after round {number}: {describe(added, per_request, per_chunk)}", flush=True)
     return {
         "added_ttft_us_p50": {n: round(statistics.median(v), 1) for n, v in added.items()},
         "added_ttft_us_p99": {n: round(percentile(v, 0.99), 1) for n, v in added.items()},
