@@ -114,12 +114,13 @@ async def test_a_second_request_that_waits_its_turn_is_not_slow(port):
         assert await answer(reader) == b"5"
 
 
-async def test_a_large_body_that_keeps_coming_is_taken(port):
+async def test_a_large_body_that_keeps_coming_is_taken(port, monkeypatch):
+    monkeypatch.setattr(http_guard, "BODY_STEP_SECONDS", 1.0)
     async with connection(port) as (reader, writer):
         size = 4 * http_guard.BODY_STEP_BYTES
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
         for _ in range(8):
             writer.write(b"z" * (size // 8))
             await writer.drain()
-            await asyncio.sleep(0.05)  # longer than a step's deadline, in all
+            await asyncio.sleep(0.15)  # longer than a step's deadline, in all
         assert await answer(reader) == str(size).encode()
