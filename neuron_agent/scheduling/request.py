@@ -4,6 +4,7 @@ It knows token ids and counts. It knows no tensor, no clock (times are passed in
 how a token is chosen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -46,11 +47,20 @@ class Request:
     max_tokens: int
     stop_ids: frozenset[int]
     submitted_at: float
+    principal: str = ""
+    """On whose behalf; callers without a name share one."""
+    is_embedding: bool = False
+    """Asks for the embedding of its prompt, and for no token."""
     status: RequestStatus = RequestStatus.WAITING
     finish: FinishReason | None = None
     slot: int | None = None
+    block_ids: Sequence[int] = ()
+    held_tokens: int = 0
+    """How long it may become before it must ask for more room."""
     generated_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_cached: int = 0
+    """Prompt tokens that were taken from the cache when it was first admitted."""
     admitted_at: float | None = None
     first_token_at: float | None = None
 
@@ -58,6 +68,12 @@ class Request:
     def num_known(self) -> int:
         """Prompt and generated tokens together."""
         return len(self.prompt_ids) + len(self.generated_ids)
+
+    @property
+    def known_ids(self) -> tuple[int, ...]:
+        return (
+            self.prompt_ids + tuple(self.generated_ids) if self.generated_ids else self.prompt_ids
+        )
 
     @property
     def num_pending(self) -> int:
@@ -70,6 +86,8 @@ class Request:
     @property
     def most_tokens(self) -> int:
         """The longest this sequence can become."""
+        if self.is_embedding:
+            return len(self.prompt_ids)
         return len(self.prompt_ids) + self.max_tokens
 
     def pending_ids(self, num_tokens: int) -> tuple[int, ...]:
