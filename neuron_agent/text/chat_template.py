@@ -1,17 +1,22 @@
 """A conversation to the text a model was trained on, by its own chat template.
 
-Templates are programs from the hub: they run in transformers' sandbox, and whatever they raise
+Templates are programs from the hub: they run in a sandbox on a budget, and whatever they raise
 fails the one request. Nothing is added to a conversation or taken from it: a template that cannot
 show the tools is an error, not a shorter prompt. It knows no tokens and no HTTP.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from neuron_agent.errors import Unprocessable
 from neuron_agent.protocol import ErrorCode
+from neuron_agent.text.sandbox.budget import TooMuch, budgeted
+from neuron_agent.text.sandbox.environment import compile_template, names_in
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -30,20 +35,25 @@ RESERVED_ARGUMENTS = frozenset(
 """Names that `chat_template_kwargs` of a request must not take: they are said in other ways."""
 
 
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+"""What templates call the reasoning of a message; the first is what most say."""
+
+WANTS_SHORT_IDS = re.compile(r"\blength\s*!=\s*9\b")
+"""How Mistral's templates refuse a tool call's id that is not nine letters and digits."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """The source of a template and the special tokens it may name (`bos_token`, ...)."""
+    """The source of a template, the special tokens it may name (`bos_token`, ...), and a clock:
+    some templates write the date into the prompt."""
 
     source: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    now: Callable[[], datetime] = datetime.now
 
     @property
     def takes_tools(self) -> bool:
-        return "tools" in self.source
-
-    @property
-    def takes_reasoning(self) -> bool:
-        return "<think>" in self.source or "enable_thinking" in self.source
+        return "tools" in names_in(self.source)  # a template may also speak of tools
 
     def render(
         self,
@@ -56,6 +66,8 @@ class ChatTemplate:
             raise _failed("the model's chat template cannot take tools")
         try:
             return self._render(messages, tools, template_kwargs or {})
+        except TooMuch as error:
+            raise _failed(f"the model's chat template is stopped: {error}") from None
         except RecursionError:
             raise _failed("the conversation is nested too deeply for the template") from None
         except Exception as error:  # a template may raise anything; it is this request's failure
@@ -64,32 +76,70 @@ class ChatTemplate:
     def _render(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
     ) -> str:
-        rendered, _ = import_renderer()(
-            conversations=[[self._prepare(message) for message in messages]],
+        prepared = [self._prepare(message) for message in messages]
+        if WANTS_SHORT_IDS.search(self.source):
+            prepared = [_with_short_ids(message) for message in prepared]
+        with budgeted(self.now):
+            try:
+                return self._run([*map(_with_objects, prepared)], tools, extra)
+            except TypeError:  # a few templates (DeepSeek's) add the arguments to their text
+                if not any("tool_calls" in message for message in prepared):
+                    raise
+                return self._run(prepared, tools, extra)
+
+    def _run(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
+    ) -> str:
+        return compile_template(self.source).render(
+            messages=messages,
             tools=[dict(tool) for tool in tools] or None,
-            chat_template=self.source,
+            documents=None,
             add_generation_prompt=True,
             **{**self.special_tokens, **extra},
         )
-        return str(rendered[0])
 
     def _prepare(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Return a message in the form templates expect; absent and null are the same to them."""
         prepared = {key: value for key, value in message.items() if value is not None}
         if prepared.get("role") == "developer" and "developer" not in self.source:
             prepared["role"] = "system"  # the same thing under the name this template knows
-        if prepared.get("tool_calls"):
-            prepared["tool_calls"] = [_parse_arguments(call) for call in prepared["tool_calls"]]
         if prepared.get("role") == "assistant":
             prepared.setdefault("content", "")
+        reasoning = next((prepared[name] for name in REASONING_NAMES if name in prepared), None)
+        if reasoning is not None:
+            prepared = {"thinking": reasoning, **prepared, "reasoning_content": reasoning}
         return prepared
 
 
-def import_renderer() -> Any:
-    """Return transformers' renderer. The first call takes a second: make it early, in a thread."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+def import_renderer() -> None:
+    """Have what renders templates imported and at hand."""
+    compile_template("")
 
-    return render_jinja_template
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with its calls' arguments as objects, as most templates want them."""
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [_parse_arguments(call) for call in message["tool_calls"]]}
+
+
+def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message with ids of nine characters; a call and its result still have the same."""
+    shown = dict(message)
+    if "tool_call_id" in shown:
+        shown["tool_call_id"] = _short_id(shown["tool_call_id"])
+    if shown.get("tool_calls"):
+        shown["tool_calls"] = [
+            {**call, "id": _short_id(call["id"])} if "id" in call else call
+            for call in shown["tool_calls"]
+        ]
+    return shown
+
+
+def _short_id(call_id: Any) -> str:
+    text = str(call_id)
+    is_short = len(text) == 9 and text.isalnum()
+    return text if is_short else hashlib.sha256(text.encode(errors="replace")).hexdigest()[:9]
 
 
 def _parse_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Stop strings over a stream of text: nothing that could begin one is let out too early.
 
-It knows text alone; that the request must then end is the caller's business.
+The stop string that is complete first wins, of several the longest: so it does not matter how the
+text was cut. It knows text alone; that the request must then end is the caller's business.
 """
 
 from collections.abc import Sequence
+
+from neuron_agent.text.reader import hold_back
 
 
 class StopScanner:
@@ -19,13 +22,13 @@ class StopScanner:
         if self.hit is not None:
             return ""
         self._held += text
-        found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
+        starts = [(self._held.find(stop), stop) for stop in self._stops]
+        found = [(start + len(stop), start, stop) for start, stop in starts if start >= 0]
         if found:
-            position, self.hit = min(found)
-            shown, self._held = self._held[:position], ""
+            _, start, self.hit = min(found)
+            shown, self._held = self._held[:start], ""
             return shown
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
+        cut = len(self._held) - hold_back(self._held, self._stops)
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
 
@@ -33,9 +36,3 @@ class StopScanner:
         """Return what was held back: it did not become a stop string."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that is a beginning of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

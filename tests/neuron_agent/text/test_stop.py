@@ -40,6 +40,28 @@ def test_no_more_is_held_back_than_could_begin_a_stop(parts: list[str], stops: l
         assert not held or any(stop.startswith(held) for stop in stops)
 
 
+@given(st.lists(LETTERS, max_size=8), STOPS)
+def test_where_the_text_is_cut_does_not_matter(parts: list[str], stops: list[str]) -> None:
+    text = "".join(parts)
+    shown, scanner = scan(parts, stops)
+    for others in ([text], list(text)):
+        others_shown, other = scan(others, stops)
+        assert (other.hit, "".join(others_shown)) == (scanner.hit, "".join(shown))
+
+
+@given(st.lists(LETTERS, max_size=8), STOPS)
+def test_no_character_of_a_stop_is_shown_before_it_is_complete(
+    parts: list[str], stops: list[str]
+) -> None:
+    scanner, shown = StopScanner(stops), [""]
+    for part in parts:
+        shown.append(shown[-1] + scanner.feed(part))
+    if scanner.hit is not None:
+        start = len(shown[-1])
+        assert "".join(parts)[start:].startswith(scanner.hit)
+        assert all(len(before) <= start for before in shown)
+
+
 def test_a_stop_across_pieces_is_found() -> None:
     shown, scanner = scan(["one E", "N", "D two"], ["END"])
     assert "".join(shown) == "one "
