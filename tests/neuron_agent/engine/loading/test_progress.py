@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron_agent.engine import progress
-from neuron_agent.engine.checkpoint import Checkpoint, StoredTensor
-from neuron_agent.engine.progress import (
+from neuron_agent.engine.loading import progress
+from neuron_agent.engine.loading.progress import (
     LEAST_STEP_BYTES,
     Gauge,
     GrowthMeter,
     Stage,
+    anonymous_bytes,
     gauge_for,
     watching,
 )
@@ -90,11 +90,18 @@ def test_a_front_that_is_gone_ends_the_watch_quietly() -> None:
 def test_on_a_cpu_pages_of_the_weight_file_count(tmp_path: Path) -> None:
     size = 16 * 2**20
     (tmp_path / "weights").write_bytes(b"\1" * size)
-    checkpoint = Checkpoint((StoredTensor("F32", size // 4, size),))
-    gauge = gauge_for(torch.device("cpu"), checkpoint, torch.float32)
+    gauge = gauge_for(torch.device("cpu"), file_bytes=size, weight_bytes=2 * size)
     before = gauge.read()
     weights = torch.from_file(str(tmp_path / "weights"), size=size, dtype=torch.uint8)
     assert int(weights.sum()) == size
     grown = gauge.read() - before
     assert size * 0.9 <= grown <= size * 1.5
     assert gauge.expected_bytes == size
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="nobody counts the pages here")
+def test_memory_that_is_taken_shows_in_the_size_of_the_process() -> None:
+    before, size = anonymous_bytes(), 64 * 2**20
+    taken = torch.ones(size, dtype=torch.uint8)
+    assert size * 0.9 <= anonymous_bytes() - before <= size * 1.5
+    del taken

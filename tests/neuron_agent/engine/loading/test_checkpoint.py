@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from neuron_agent.engine.checkpoint import INDEX_NAME, SINGLE_NAME, read_checkpoint
+from neuron_agent.engine.loading.checkpoint import INDEX_NAME, SINGLE_NAME, read_checkpoint
 from neuron_agent.engine.refusals import LoadRefused
 from neuron_agent.protocol import ErrorCode
 
@@ -45,6 +45,7 @@ def test_shards_are_found_by_the_index(folder: Path) -> None:
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
+    (folder / SINGLE_NAME).unlink()
     (folder / INDEX_NAME).write_text('{"weight_map": {"a": "gone.safetensors"}}')
     refusal = refusal_of(folder)
     assert refusal.code == ErrorCode.LOAD_FAILED
@@ -57,21 +58,27 @@ def test_a_folder_without_a_model_is_empty(folder: Path, name: str) -> None:
     assert refusal_of(folder).code == ErrorCode.EMPTY_REPO
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf"])
-def test_weights_of_another_kind_are_told_from_none(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", ".."])
+def test_a_shard_outside_the_folder_is_refused(folder: Path, name: str) -> None:
     (folder / SINGLE_NAME).unlink()
-    (folder / name).write_bytes(b"x")
+    (folder / INDEX_NAME).write_text(json.dumps({"weight_map": {"a": name}}))
+    assert refusal_of(folder).code == ErrorCode.LOAD_FAILED
+
+
+def test_pickles_are_told_from_no_weights(folder: Path) -> None:
+    (folder / SINGLE_NAME).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"x")
     assert refusal_of(folder).code == ErrorCode.UNSUPPORTED_OPTION
 
 
-def test_quantised_weights_are_refused(folder: Path) -> None:
-    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
-    assert refusal_of(folder).code == ErrorCode.UNSUPPORTED_OPTION
-
-
-def test_a_dtype_that_we_do_not_read_is_refused(folder: Path) -> None:
+def test_eight_bit_weights_want_a_config_that_explains_them(folder: Path) -> None:
     save_file({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, folder / SINGLE_NAME)
     assert refusal_of(folder).code == ErrorCode.UNSUPPORTED_OPTION
+    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.is_quantised
+    assert checkpoint.weight_bytes(item_bytes=2) == 3
+    assert checkpoint.weight_bytes(item_bytes=2, is_expanded=True) == 6
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\x00"])
@@ -88,8 +95,23 @@ def test_a_file_cut_short_is_refused(folder: Path, keep_bytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32", "shape": [1]}}', b'"text"']
+    "header",
+    [
+        b"[]",
+        b'{"a": 1}',
+        b'{"a": {"dtype": "F32", "shape": [1]}}',
+        b'"text"',
+        b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e30]}}',
+        b'{"a": ' + b"[" * 100_000,
+    ],
 )
 def test_a_header_that_is_not_one_is_refused(folder: Path, header: bytes) -> None:
     (folder / SINGLE_NAME).write_bytes(len(header).to_bytes(8, "little") + header)
+    assert refusal_of(folder).code == ErrorCode.LOAD_FAILED
+
+
+def test_a_header_of_absurd_length_is_refused(folder: Path) -> None:
+    (folder / SINGLE_NAME).write_bytes((2**62).to_bytes(8, "little") + b"{}")
     assert refusal_of(folder).code == ErrorCode.LOAD_FAILED

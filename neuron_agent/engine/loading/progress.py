@@ -14,8 +14,6 @@ from pathlib import Path
 
 import torch
 
-from neuron_agent.engine.checkpoint import Checkpoint
-
 PERIOD_SECONDS = 1.0
 STEPS = 1000
 """How many steps a whole load has: less than one is not told."""
@@ -45,22 +43,38 @@ class Gauge:
     expected_bytes: int
 
 
-def gauge_for(device: torch.device, checkpoint: Checkpoint, dtype: torch.dtype) -> Gauge:
+def gauge_for(device: torch.device, *, file_bytes: int, weight_bytes: int) -> Gauge:
     """Return what to look at: on a GPU its allocator's count, on a CPU the pages of files.
 
     On a CPU the weights are mapped, and read when they are first used; the heap would show
     requests that pile up beside the load as well.
     """
     if device.type == "cuda":
-        expected_bytes = checkpoint.weight_bytes(dtype.itemsize)
-        return Gauge(lambda: torch.cuda.memory_allocated(device), expected_bytes)
-    return Gauge(_mapped_file_bytes, checkpoint.file_bytes)
+        return Gauge(lambda: torch.cuda.memory_allocated(device), weight_bytes)
+    return Gauge(_mapped_file_bytes, file_bytes)
+
+
+def anonymous_bytes() -> int:
+    """Return this process's own memory; 0 where nobody counts it.
+
+    Pages of files are not of it: the system takes them back when others want the room.
+    """
+    resident_bytes, file_bytes = _resident_and_file_bytes()
+    return resident_bytes - file_bytes
 
 
 def _mapped_file_bytes() -> int:
     """Return the size of this process's resident pages of files; 0 where nobody counts them."""
+    return _resident_and_file_bytes()[1]
+
+
+def _resident_and_file_bytes() -> tuple[int, int]:
     statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+    if not statm.exists():
+        return 0, 0
+    columns = statm.read_text().split()
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return int(columns[1]) * page_bytes, int(columns[2]) * page_bytes
 
 
 class GrowthMeter:

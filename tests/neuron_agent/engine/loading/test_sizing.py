@@ -1,13 +1,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron_agent.engine.sizing import (
+from neuron_agent.engine.loading.sizing import (
     KV_TOKENS_BY_DEFAULT,
     LEAST_CONTEXT_TOKENS,
+    SLACK_BYTES,
+    SLACK_SHARE,
     DoesNotFit,
     ModelNeeds,
     StepShape,
     plan_memory,
+    settled_bytes,
     workspace_bytes,
 )
 
@@ -62,6 +65,7 @@ def test_a_small_model_leaves_room_for_others() -> None:
 def test_workspace_grows_with_everything_it_depends_on() -> None:
     base = {
         "step_tokens": 256,
+        "mask_tokens": 256,
         "max_in_flight": 32,
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -72,3 +76,29 @@ def test_workspace_grows_with_everything_it_depends_on() -> None:
     smallest = workspace_bytes(StepShape(**base))
     for name in base:
         assert workspace_bytes(StepShape(**{**base, name: base[name] * 2})) > smallest, name
+
+
+@given(needs, st.integers(0, 3 * 10**11), st.integers(0, 3 * 10**11), st.booleans())
+def test_a_claim_covers_what_is_used_and_never_shrinks(
+    needs: ModelNeeds, free_bytes: int, grown_bytes: int, is_cache_taken: bool
+) -> None:
+    plan = plan_memory(needs, free_bytes)
+    if isinstance(plan, DoesNotFit):
+        return
+    claim_bytes = settled_bytes(plan, grown_bytes, is_cache_taken=is_cache_taken)
+    fixed_bytes = grown_bytes - (plan.kv_bytes if is_cache_taken else 0)
+    planned_bytes = plan.weight_bytes + plan.workspace_bytes
+    slack_bytes = max(SLACK_BYTES, SLACK_SHARE * planned_bytes)
+    assert claim_bytes >= plan.memory_bytes
+    assert claim_bytes - plan.kv_bytes >= fixed_bytes - slack_bytes
+    if fixed_bytes <= planned_bytes + slack_bytes:
+        assert claim_bytes == plan.memory_bytes
+
+
+def test_a_model_that_took_twice_its_plan_claims_it() -> None:
+    plan = plan_memory(ModelNeeds(10**9, 1000, 10**6, 2048), 10**10)
+    assert not isinstance(plan, DoesNotFit)
+    claim_bytes = settled_bytes(plan, 2 * 10**9, is_cache_taken=False)
+    assert claim_bytes == 2 * 10**9 + plan.kv_bytes
+    with_cache = settled_bytes(plan, 2 * 10**9 + plan.kv_bytes, is_cache_taken=True)
+    assert with_cache == claim_bytes

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from neuron_agent.devices.channel import LoadModel
-from neuron_agent.engine import loader, progress
 from neuron_agent.engine.device import TorchDevice
-from neuron_agent.engine.loader import LoadContext, choose_dtype
-from neuron_agent.engine.needs import kv_token_bytes_of
+from neuron_agent.engine.forwards.linear import is_bfloat16_fast
+from neuron_agent.engine.loading import loader, progress
+from neuron_agent.engine.loading.loader import LoadContext, choose_dtype
+from neuron_agent.engine.loading.needs import kv_token_bytes_of
+from neuron_agent.engine.loading.weights import SafetensorsFolder
 from neuron_agent.engine.refusals import LoadRefused
 from neuron_agent.protocol import ErrorCode
-from neuron_agent.scheduling.batch import Batch, Chunk
 from tests.neuron_agent.engine.workbench import (
     CPU,
     PROMPTS,
@@ -29,7 +30,8 @@ from tests.neuron_agent.engine.workbench import (
     submit,
     tokens,
 )
-from tests.neuron_agent.tiny_models import CONTEXT_TOKENS, SHAPE, VOCABULARY_SIZE, build_tiny
+from tests.neuron_agent.sources.gguf_models import write_gguf
+from tests.neuron_agent.tiny_models import CONTEXT_TOKENS, VOCABULARY_SIZE, build_tiny
 
 WEIGHTS = "model.safetensors"
 FolderOf = Callable[[str], Path]
@@ -84,7 +86,7 @@ def test_little_memory_makes_a_small_cache(tiny_folder: FolderOf) -> None:
 def test_what_does_not_fit_is_refused_before_weights_are_read(
     tiny_folder: FolderOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(loader, "_read_model")
+    monkeypatch.delattr(SafetensorsFolder, "read")
     refusal = refusal_of(tiny_folder("qwen3"), free_bytes=1000)
     assert refusal.code == ErrorCode.DOES_NOT_FIT
     assert refusal.free_bytes == 1000
@@ -108,13 +110,13 @@ def test_a_dtype_is_taken_as_asked(tiny_folder: FolderOf, dtype: str) -> None:
 def test_a_gpu_gets_bfloat16_and_a_cpu_what_it_is_fast_at() -> None:
     command = LoadModel("m", "nowhere")
     assert choose_dtype(command, torch.device("cuda", 0)) is torch.bfloat16
-    has_tiles = torch.cpu._is_amx_tile_supported()
-    assert choose_dtype(command, CPU) is (torch.bfloat16 if has_tiles else torch.float32)
+    is_fast = is_bfloat16_fast(CPU)
+    assert choose_dtype(command, CPU) is (torch.bfloat16 if is_fast else torch.float32)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"quant": "int8"}, {"dtype": "float12"}, {"max_context": 0}, {"max_in_flight": 0}],
+    [{"dtype": "float12"}, {"max_context": 0}, {"max_in_flight": 0}],
 )
 def test_options_that_cannot_be_met_are_refused(
     tiny_folder: FolderOf, options: dict[str, object]
@@ -139,6 +141,18 @@ def test_other_kinds_of_models_are_refused(
     assert refusal_of(folder).code == ErrorCode.UNSUPPORTED_ARCHITECTURE
 
 
+def test_a_config_that_contradicts_itself_is_refused(folder: Path) -> None:
+    change_config(folder, layer_types=["full_attention"] * 7)
+    assert refusal_of(folder).code in (ErrorCode.LOAD_FAILED, ErrorCode.UNSUPPORTED_ARCHITECTURE)
+
+
+def test_weights_of_other_shapes_than_the_config_says_are_refused(folder: Path) -> None:
+    change_config(folder, hidden_size=128)
+    refusal = refusal_of(folder)
+    assert refusal.code == ErrorCode.LOAD_FAILED
+    assert "shapes" in refusal.message
+
+
 def test_a_missing_weight_is_not_made_up(folder: Path) -> None:
     change_weights(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     refusal = refusal_of(folder)
@@ -151,75 +165,12 @@ def test_a_model_that_gives_no_finite_numbers_is_refused(folder: Path) -> None:
     assert refusal_of(folder).code == ErrorCode.LOAD_FAILED
 
 
-def test_a_packed_forward_that_is_wrong_for_a_model_is_not_used(
-    tiny_folder: FolderOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        loader.PackedForward, "logits", lambda self, batch: torch.randn(2, VOCABULARY_SIZE)
-    )
-    engine = load(tiny_folder("qwen3"))
-    assert engine.is_slow_lane
-    expected = reference("qwen3", tuple(PROMPTS[2]), 12)
-    assert tokens(run(engine, submit("a", PROMPTS[2]))["a"]) == expected
-
-
-def test_attention_that_we_lack_goes_to_the_slow_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sliding windows declared plain: our attention is asked for a window and says no."""
-    monkeypatch.setattr(loader, "can_be_packed", lambda model: True)
-    model = build_tiny("mistral")
-    forward, _ = loader.choose_forward(model, torch.float32)
-    assert forward.is_slow_lane
-    assert model.config._attn_implementation == "sdpa"
-
-
-LENGTHS = {"rope_theta": 10000.0, "factor": 4.0}
-
-
-@pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_type": "dynamic", **LENGTHS},
-        {"type": "dynamic", **LENGTHS},
-        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, **LENGTHS},
-    ],
-)
-@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
-def test_positions_that_depend_on_the_longest_neighbour_are_not_packed(
-    name: str, rope: dict[str, object]
-) -> None:
-    """A folder's config may say it in the words of several years."""
-    assert not loader.can_be_packed(LlamaForCausalLM(LlamaConfig(**SHAPE | {name: dict(rope)})))
-
-
-def test_one_kind_of_layer_with_such_positions_is_enough() -> None:
-    model = build_tiny("llama")
-    assert loader.can_be_packed(model)
-    plain, by_length = {"rope_type": "default"}, {"rope_type": "dynamic", **LENGTHS}
-    model.config.rope_parameters = {"full_attention": plain, "wide_attention": by_length}
-    assert not loader.can_be_packed(model)
-
-
-@torch.inference_mode()
-def test_what_a_dynamic_rope_gives_does_not_depend_on_the_neighbours() -> None:
-    torch.manual_seed(7)
-    model = LlamaForCausalLM(
-        LlamaConfig(**SHAPE | {"rope_parameters": {"rope_type": "dynamic", **LENGTHS}})
-    ).eval()
-    model.model.rotary_emb.max_seq_len_cached = 8  # as if it had been trained on so little
-    forward, _ = loader.choose_forward(model, torch.float32)
-    short = Chunk("short", 0, 0, (5, 6, 7), 100, False, True)
-    long = Chunk("long", 1, 0, tuple(range(100)), 100, False, True)
-    alone = forward.logits(Batch((short,)))[0]
-    forward.release(0)
-    torch.testing.assert_close(forward.logits(Batch((short, long)))[0], alone)
-
-
 def test_a_load_tells_how_far_the_reading_is(
     tiny_folder: FolderOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: queue.Queue[tuple[str, float, int, int]] = queue.Queue()
     sizes = count(0, step=progress.LEAST_STEP_BYTES)
-    read = loader._read_model
+    read = SafetensorsFolder.read
 
     def read_slowly(*arguments: Any) -> PreTrainedModel:
         assert told.get(timeout=30)[:2] == ("reading", 0.0)
@@ -231,22 +182,77 @@ def test_a_load_tells_how_far_the_reading_is(
 
     gauge = progress.Gauge(lambda: next(sizes), 1000 * progress.LEAST_STEP_BYTES)
     monkeypatch.setattr(progress, "PERIOD_SECONDS", 0.001)
-    monkeypatch.setattr(loader, "gauge_for", lambda *_about: gauge)
-    monkeypatch.setattr(loader, "_read_model", read_slowly)
+    monkeypatch.setattr(loader, "gauge_for", lambda *_about, **_sizes: gauge)
+    monkeypatch.setattr(SafetensorsFolder, "read", read_slowly)
     command = LoadModel("m", str(tiny_folder("qwen3")), dtype="float32")
     context = LoadContext(CPU, lambda: 10**9, Ticks(), lambda *words: told.put(words))
     loader.load_engine(command, context)
 
 
-def test_a_model_with_a_cache_of_its_own_kind_is_refused(tiny_folder: FolderOf) -> None:
-    assert refusal_of(tiny_folder("mamba")).code == ErrorCode.UNSUPPORTED_ARCHITECTURE
-
-
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_the_estimated_cache_price_is_the_measured_one(kind: str) -> None:
     model = build_tiny(kind)
-    _, measured = loader.choose_forward(model, torch.float32)
+    measured = loader.choose_forward(model, torch.float32).kv_token_bytes
     assert kv_token_bytes_of(model.config, torch.float32) == measured
+
+
+def test_int8_takes_less_and_says_so(tiny_folder: FolderOf) -> None:
+    plain = load(tiny_folder("qwen3")).limits
+    engine = load(tiny_folder("qwen3"), quant="INT8")
+    assert (plain.quant, engine.limits.quant) == (None, "int8")
+    linear_bytes = sum(
+        parameter.nbytes
+        for name, parameter in build_tiny("qwen3").named_parameters()
+        if parameter.ndim == 2 and "embed" not in name
+    )
+    assert plain.memory_bytes - engine.limits.memory_bytes > 0.7 * linear_bytes
+    assert plain.needed_bytes - engine.limits.needed_bytes > 0.7 * linear_bytes
+    assert len(tokens(run(engine, submit("a", PROMPTS[2]))["a"])) == 12
+
+
+def test_what_int8_is_said_to_need_is_enough(tiny_folder: FolderOf) -> None:
+    needed = refusal_of(tiny_folder("qwen3"), free_bytes=1, quant="int8").needed_bytes
+    assert needed is not None
+    limits = load(tiny_folder("qwen3"), free_bytes=needed, quant="int8").limits
+    assert 0.95 * needed <= limits.memory_bytes <= needed
+
+
+def test_a_quantisation_that_is_not_there_is_refused(tiny_folder: FolderOf) -> None:
+    refusal = refusal_of(tiny_folder("qwen3"), quant="int4")
+    assert refusal.code == ErrorCode.QUANT_NOT_FOUND
+    assert "int8" in str(refusal.hint)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "mistral"])
+def test_a_gguf_gives_the_tokens_of_its_model(tmp_path: Path, kind: str) -> None:
+    path = write_gguf(tmp_path / "m.gguf", build_tiny(kind))
+    engine = load(path)
+    assert engine.limits.quant is None
+    prompt = PROMPTS[2]
+    assert tokens(run(engine, submit("a", prompt))["a"]) == reference(kind, tuple(prompt), 12)
+
+
+def test_a_packed_gguf_is_quantised_again_if_asked(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", build_tiny("qwen3"), "Q8_0", tensors_per_file=9)
+    unpacked, quantised = load(path, quant="Q8_0").limits, load(path, quant="int8").limits
+    assert (unpacked.quant, quantised.quant) == ("Q8_0", "int8")
+    assert quantised.memory_bytes < unpacked.memory_bytes
+
+
+def test_what_a_gguf_is_said_to_need_is_enough(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", build_tiny("qwen3"), "Q4_0")
+    needed = refusal_of(path, free_bytes=1).needed_bytes
+    assert needed is not None
+    assert load(path, free_bytes=needed).limits.memory_bytes <= needed
+
+
+def test_more_memory_in_use_than_planned_is_claimed(tiny_folder: FolderOf) -> None:
+    used = iter([0, 10**9])
+    context = LoadContext(CPU, lambda: 10**9, Ticks(), _ignore, lambda: next(used))
+    limits = loader.load_engine(command_for(tiny_folder("qwen3"), "m"), context).limits
+    plain = load(tiny_folder("qwen3")).limits
+    assert limits.memory_bytes > 10**9
+    assert limits.needed_bytes - plain.needed_bytes == limits.memory_bytes - plain.memory_bytes
 
 
 def test_a_model_without_attention_has_no_price_per_token() -> None:

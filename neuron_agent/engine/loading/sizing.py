@@ -65,11 +65,31 @@ def plan_memory(needs: ModelNeeds, free_bytes: int) -> MemoryPlan | DoesNotFit:
     )
 
 
+SLACK_BYTES = 128 * 1024 * 1024
+SLACK_SHARE = 0.1
+"""By how much memory in use may differ from what was planned: libraries, fragments, other pages."""
+
+
+def settled_bytes(plan: MemoryPlan, grown_bytes: int, *, is_cache_taken: bool) -> int:
+    """Return the claim of a model that is loaded: its plan's, or more if it took more in truth.
+
+    Less is no reason to claim less: the largest step is still to come.
+    """
+    fixed_bytes = grown_bytes - (plan.kv_bytes if is_cache_taken else 0)
+    planned_bytes = plan.weight_bytes + plan.workspace_bytes
+    excess_bytes = fixed_bytes - planned_bytes
+    if excess_bytes <= max(SLACK_BYTES, SLACK_SHARE * planned_bytes):
+        return plan.memory_bytes
+    return plan.memory_bytes + excess_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class StepShape:
     """The largest step of a model, in the numbers that its temporary tensors depend on."""
 
     step_tokens: int
+    mask_tokens: int
+    """How many of a prompt's tokens attend at once, where a mask is made for them."""
     max_in_flight: int
     hidden_size: int
     intermediate_size: int
@@ -88,5 +108,5 @@ def workspace_bytes(shape: StepShape) -> int:
     num_tokens = shape.step_tokens + shape.max_in_flight
     activations = num_tokens * (8 * shape.hidden_size + 3 * shape.intermediate_size)
     sampling = shape.max_in_flight * shape.vocabulary_size * 32
-    mask = shape.step_tokens * shape.context_tokens
+    mask = shape.mask_tokens * shape.context_tokens
     return activations * shape.item_bytes + sampling + mask * (1 + shape.item_bytes)

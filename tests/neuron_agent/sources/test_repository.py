@@ -1,16 +1,19 @@
 """Where a model's files come from: folders, a hub, and the ways both can fail."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from neuron_agent import repository
 from neuron_agent.errors import Unprocessable
 from neuron_agent.protocol import LoadRequest
+from neuron_agent.sources import repository
 from tests.fakes.fake_device import REPLY
 from tests.fakes.hub import FakeHub
 from tests.neuron_agent.front import Front
+from tests.neuron_agent.sources.gguf_models import write_gguf
 from tests.neuron_agent.tiny_model import write_model
+from tests.neuron_agent.tiny_models import build_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +34,62 @@ def test_folder_with_half_a_model_is_empty(tmp_path: Path, missing: str) -> None
     assert caught.value.code == "empty_repo"
 
 
-@pytest.mark.parametrize("source", ["/nowhere", "../up", "a b", "a/b/c", "~root/x"])
+@pytest.mark.parametrize(
+    "source",
+    ["/nowhere", f"/{'a' * 5000}", "/a\0b", "../up", "a b", "a/b/c", "~root/x", "a" * 5000, "a\0b"],
+)
 def test_source_that_is_nowhere_cannot_be_fetched(source: str) -> None:
     with pytest.raises(Unprocessable) as caught:
         repository.find_folder(LoadRequest("m", source=source), None, print)
     assert caught.value.code == "repo_fetch_failed"
+
+
+def test_gguf_file_is_a_model_by_itself(tmp_path: Path) -> None:
+    files = [tmp_path / f"m-Q8_0-{n:05d}-of-00002.gguf" for n in (1, 2)]
+    for file in files:
+        file.write_bytes(b"x" * 10)
+    for source in (tmp_path, *files):
+        request = LoadRequest("m", source=str(source))
+        assert repository.find_folder(request, None, print) == files[0]
+        assert repository.find_folder(replace(request, quant="q8_0"), None, print) == files[0]
+        assert repository.find_folder(replace(request, quant="int8"), None, print) == files[0]
+    assert repository.weight_bytes(files[0]) == 20
+
+
+def test_quantisation_that_is_not_there_is_refused_with_what_is(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    (folder / "m-Q4_0.gguf").write_bytes(b"x")
+    for source, hint in ((folder, "there is Q4_0, int8"), (folder / "m-Q4_0.gguf", "Q4_0")):
+        request = LoadRequest("m", source=str(source), quant="Q5_0")
+        with pytest.raises(Unprocessable) as caught:
+            repository.find_folder(request, None, print)
+        assert caught.value.code == "quant_not_found"
+        assert hint in str(caught.value.hint)
+    chosen = repository.find_folder(LoadRequest("m", source=str(folder), quant="Q4_0"), None, print)
+    assert chosen.name == "m-Q4_0.gguf"
+
+
+def test_header_tells_what_a_name_does_not(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "ggml-model.gguf", build_tiny("qwen3"), "Q8_0")
+    request = LoadRequest("m", source=str(path), quant="Q8_0")
+    assert repository.find_folder(request, None, print) == path
+    with pytest.raises(Unprocessable):
+        repository.find_folder(replace(request, quant="Q4_0"), None, print)
+
+
+def test_a_part_of_none_is_a_file_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "m-00001-of-00000.gguf"
+    path.write_bytes(b"x")
+    for source in (path, tmp_path):
+        assert repository.find_folder(LoadRequest("m", source=str(source)), None, print) == path
+
+
+def test_parts_in_a_folder_of_their_own_are_found(tmp_path: Path) -> None:
+    (tmp_path / "BF16").mkdir()
+    for number in (1, 2):
+        (tmp_path / "BF16" / f"m-BF16-{number:05d}-of-00002.gguf").write_bytes(b"x")
+    found = repository.find_folder(LoadRequest("m", source=str(tmp_path)), None, print)
+    assert found.parent.name == "BF16"
 
 
 def test_host_without_a_cache_has_no_cached_models(tmp_path: Path) -> None:
