@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from neuron_agent.engine.selfcheck import agree, probe_sequences
+from neuron_agent.engine.forwards.selfcheck import agree, probe_sequences
 
 
 @pytest.mark.parametrize("size", [3, 100, 150_000])
@@ -18,6 +18,7 @@ def test_rounding_agrees_and_another_answer_does_not() -> None:
     mixed = torch.stack((reference[0], reference[1].roll(1)))
     assert not agree(mixed, reference), "one wrong sequence is enough"
     assert not agree(torch.full_like(reference, float("nan")), reference)
+    assert not agree(reference * 1.2, reference), "the same best token, at another temperature"
 
 
 def test_a_coarser_dtype_is_allowed_its_rounding() -> None:

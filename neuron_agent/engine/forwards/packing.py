@@ -1,0 +1,36 @@
+"""Which linear layers of a model are laid out for the CPU.
+
+Packing gives the same products in half the time at few rows. A packed layer still shows its
+`weight` to code that reads it instead of calling the layer, but only as a copy made on the spot.
+"""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from neuron_agent.engine.forwards.linear import PackedLinear, can_pack
+from neuron_agent.engine.forwards.quantize import Int8Linear, PackedInt8Linear, can_pack_int8
+
+
+def packed(linear: nn.Module) -> nn.Module:
+    """Return the layer packed, or itself where there is nothing to pack."""
+    if type(linear) is nn.Linear and linear.weight.device.type == "cpu":
+        return PackedLinear(linear) if can_pack(linear.weight.dtype) else linear
+    if isinstance(linear, Int8Linear) and linear.rounded.device.type == "cpu":
+        return PackedInt8Linear(linear) if can_pack_int8() else linear
+    return linear
+
+
+def pack_linears(model: PreTrainedModel) -> None:
+    """Pack a model's linear layers one by one, so that the peak is one layer's.
+
+    An output head that shares its weights with the embedding stays: packing would take a copy.
+    """
+    embedding = model.get_input_embeddings().weight
+    # No list of all layers: it would keep each one's weights until the last is done.
+    kinds = (nn.Linear, Int8Linear)
+    for parent in [module for module in model.modules() if type(module) not in kinds]:
+        for name, child in list(parent.named_children()):
+            if type(child) is Int8Linear or (
+                type(child) is nn.Linear and child.weight is not embedding
+            ):
+                setattr(parent, name, packed(child))
