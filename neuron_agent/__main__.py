@@ -1,8 +1,8 @@
 """`python -m neuron_agent`: read the configuration, open the port, serve until told to stop.
 
 The port is opened before anything else, so that a busy one is a clear line and exit status 2, and
-is never closed while a device process is replaced. The front process sees no GPU: it hides them
-from itself before any library could look.
+is never closed while a device process is replaced, nor when the whole neuron restarts. The front
+process sees no GPU: it hides them from itself before any library could look.
 """
 
 import argparse
@@ -13,7 +13,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -22,7 +23,9 @@ from starlette.types import ASGIApp
 
 from neuron_agent.config import ConfigError, NeuronConfig, load_config
 from neuron_agent.devices.inventory import take_inventory
+from neuron_agent.handover import begin_next_life, inherited_listener, take_handover
 from neuron_agent.http_answer import STALLED_SECONDS
+from neuron_agent.protocol import LoadRequest
 from neuron_agent.server import build_app
 from neuron_agent.supervisor import Supervisor
 
@@ -31,7 +34,17 @@ SHUTDOWN_SECONDS = 3
 KEEP_ALIVE_SECONDS = 75
 """A gateway keeps connections in a pool; they should not close under a request it just sent."""
 LOCAL_PROXIES = ["127.0.0.1", "::1"]
+LAST_REQUESTS_SECONDS = 0.2
+"""How long before a restart connections that were accepted may still ask, and get their answer."""
 _BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a life ended: whether another one follows, and what it should load."""
+
+    restarts: bool
+    models: tuple[LoadRequest, ...]
 
 
 class _Server(uvicorn.Server):
@@ -45,22 +58,27 @@ class _Server(uvicorn.Server):
 def main() -> int:
     arguments = _parse_arguments()
     environment = dict(os.environ)
+    handover = take_handover(environment)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # Texts come one at a time; the library's own threads would only be in the way of a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
         config = _configure(arguments, environment)
-        listener = _listen(config)
+        listener = (handover and inherited_listener(handover, config)) or _listen(config)
     except ConfigError as error:
         print(f"neuron: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_CANNOT_START
     _set_up_logging(config)
+    models = handover.models if handover else config.default_models
+    spare = listener.dup()  # serving closes the other one; for the next life this one stays open
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, listener, environment))
+        ended = runner.run(_serve(config, listener, environment, models))
         # A download in a thread cannot be cancelled and would hold the exit up for hours. It is
         # resumed by the next start; device processes are gone by now.
         sys.stdout.flush()
         sys.stderr.flush()
+        if ended.restarts:
+            begin_next_life(spare, ended.models, environment)
         os._exit(0)
 
 
@@ -104,23 +122,38 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def _serve(
-    config: NeuronConfig, listener: socket.socket, environment: Mapping[str, str]
-) -> None:
-    """Serve until SIGTERM or SIGINT; then end streams and device processes side by side."""
+    config: NeuronConfig,
+    listener: socket.socket,
+    environment: Mapping[str, str],
+    models: Sequence[str | LoadRequest],
+) -> _End:
+    """Serve until SIGTERM, SIGINT or a restart; then end streams and devices side by side."""
     supervisor = Supervisor(config, take_inventory(config.devices, environment), environment)
     server = _Server(server_config(build_app(supervisor)))
     stop_asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_asked.set)
-    supervisor.start()
+    supervisor.start(models)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     host, port = listener.getsockname()[:2]
     print(f"neuron listening on http://{host}:{port}", flush=True)  # noqa: T201
     stopping = asyncio.create_task(stop_asked.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    restarting = asyncio.create_task(supervisor.is_drained.wait())
+    await asyncio.wait({serving, stopping, restarting}, return_when=asyncio.FIRST_COMPLETED)
+    wanted = supervisor.wanted_models
+    if supervisor.is_drained.is_set():
+        await _stop_accepting(server)
     server.should_exit = True
     await asyncio.gather(serving, supervisor.stop(), return_exceptions=True)
+    return _End(supervisor.is_drained.is_set() and not stop_asked.is_set(), wanted)
+
+
+async def _stop_accepting(server: uvicorn.Server) -> None:
+    """Leave new connections to the next life, and answer what the accepted ones have just sent."""
+    for listening in server.servers:
+        listening.close()
+    await asyncio.sleep(LAST_REQUESTS_SECONDS)
 
 
 def server_config(app: ASGIApp) -> uvicorn.Config:
@@ -147,7 +180,11 @@ def _set_up_logging(config: NeuronConfig) -> None:
     if config.log_format == "json":
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # The others show local variables: prompts would stand in the log.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

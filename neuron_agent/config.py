@@ -5,7 +5,8 @@ one, wrong types and values with the file and line where they stand. It opens no
 at no device.
 
 A variable overrides the file. Two underscores go down one level: NEURON_DEVICES__CPU=1 is
-`[devices] cpu = 1`. Lists are comma-separated, or JSON where that is not enough.
+`[devices] cpu = 1`. Lists are comma-separated, or JSON where that is not enough; registries are
+a JSON object.
 """
 
 import difflib
@@ -64,6 +65,15 @@ class WatchdogConfig(Section, frozen=True):
     stop_seconds: Seconds = 2.0
 
 
+class RegistryConfig(Section, frozen=True):
+    """A registry beside the hub, under the name by which sources call it: `NAME:owner/model`."""
+
+    url: str
+    token: str | None = None
+    cache: str | None = None
+    """Where its models are kept; None = a folder of its own within the hub's cache."""
+
+
 class NeuronConfig(Section, frozen=True):
     """Everything a neuron can be told. The README's table of settings is checked against this."""
 
@@ -73,11 +83,15 @@ class NeuronConfig(Section, frozen=True):
     """Bearer token asked of callers that are not on this host."""
     hf_cache: str | None = None
     """Where models from the hub are kept; None = HF_HUB_CACHE, HF_HOME, the library's default."""
+    registries: dict[str, RegistryConfig] = {}
+    """Registries by name, each a table `[registries.NAME]` in the file."""
     default_models: tuple[str | LoadRequest, ...] = ()
     """Loaded in the background once the port is open."""
     max_in_flight: Positive = 32
     max_queue_depth: NotNegative = 256
     max_wait_seconds: Seconds = 120.0
+    max_per_principal: Positive | None = None
+    """Requests of one account at a model at once, running or waiting; None = no limit."""
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     device_command: tuple[str, ...] = (sys.executable, "-m", "neuron_agent.devices.process")
@@ -189,7 +203,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         inner = values
         for table in tables:
             inner = inner.setdefault(table, {})
-        inner[key] = _parse_list(name, text) if "tuple" in str(fields[key]) else text
+        inner[key] = _parse_value(name, text, str(fields[key]))
     return values
 
 
@@ -203,14 +217,22 @@ def _section_of(name: str, tables: list[str]) -> type[Section]:
     return section
 
 
-def _parse_list(name: str, text: str) -> list[Any]:
+def _parse_value(name: str, text: str, kind: str) -> Any:
+    """Return a variable's value: what is neither a list nor a table is converted later."""
+    if "dict" in kind:
+        return _parse_json(name, text)
+    if "tuple" not in kind:
+        return text
     if not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",") if item.strip()]
+    return _parse_json(name, text)
+
+
+def _parse_json(name: str, text: str) -> Any:
     try:
-        items = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{name}: not a JSON list: {error}") from error
-    return list(items)
+        raise ConfigError(f"{name}: not JSON: {error}") from error
 
 
 def _merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@
     |-- Conflict         409  the request and the state of the neuron contradict each other
     |-- TooLarge         413  the caller's fault
     |-- Unprocessable    422  understood, but it cannot work as asked; `hint` says what would
+    |-- RateLimited      429  the caller has its share; a retry after `retry_after_seconds` may help
     |-- RequestFailed    500  ours: this one request failed, others did not notice
     `-- Unavailable      503  nobody's fault; a retry after `retry_after_seconds` may help
 
@@ -97,6 +98,15 @@ class TooLarge(NeuronError):
 class Unprocessable(NeuronError):
     status = 422
     error_type = "invalid_request_error"
+
+
+class RateLimited(NeuronError):
+    status = 429
+    error_type = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        code = ErrorCode.RATE_LIMIT_EXCEEDED
+        super().__init__(message, code=code, retry_after_seconds=retry_after_seconds)
 
 
 class RequestFailed(NeuronError):

@@ -8,8 +8,9 @@ reads nothing is cut off in the end.
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -18,13 +19,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from neuron_agent.errors import BadRequest, NeuronError, RequestFailed, TooLarge
-from neuron_agent.wire.chat_response import (
-    ResponseHead,
-    StreamEncoder,
-    encode_completion,
-    error_body,
-)
-from neuron_agent.wire.events import ChatEvent, Finished, TextDelta
+from neuron_agent.wire.events import ChatEvent
+from neuron_agent.wire.stream_encoder import StreamEncoder, error_body
 
 log = structlog.get_logger()
 
@@ -51,7 +47,7 @@ def error_answer(error: NeuronError) -> Response:
     return answer
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, *, may_be_empty: bool = False) -> bytes:
     """Return the whole body. Raises TooLarge before more than the limit is held."""
     body = bytearray()
     announced = request.headers.get("content-length", "0")
@@ -61,7 +57,7 @@ async def read_body(request: Request) -> bytes:
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise _too_large()
-    if not body:
+    if not body and not may_be_empty:
         raise BadRequest("the body is empty")
     return bytes(body)
 
@@ -132,26 +128,30 @@ async def _until_disconnect(receive: Receive) -> None:
         pass
 
 
-class CompletionAnswer(LeavableAnswer):
-    """A whole answer in one body."""
+class Collector(Protocol):
+    """Turns the events of an answer into its body, which comes with the last one."""
 
-    def __init__(self, head: ResponseHead, events: AsyncGenerator[ChatEvent, None]) -> None:
+    def feed(self, event: ChatEvent) -> bytes | None: ...
+
+
+class WholeAnswer(LeavableAnswer):
+    """A whole answer in one body, which takes its time to make."""
+
+    def __init__(self, make_body: Callable[[], Awaitable[bytes]]) -> None:
         super().__init__()
-        self._head = head
-        self._events = events
+        self._make_body = make_body
 
     async def answer(self, send: Send) -> None:
-        texts: list[str] = []
-        async with aclosing(self._events) as events:
-            async for event in events:
-                match event:
-                    case TextDelta(text):
-                        texts.append(text)
-                    case Finished():
-                        body = encode_completion(self._head, "".join(texts), event)
-                        await _send_whole(send, body)
-                    case _:
-                        pass  # waiting shows nowhere in an answer that comes at once
+        await _send_whole(send, await self._make_body())
+
+
+async def collect(collector: Collector, events: AsyncGenerator[ChatEvent, None]) -> bytes:
+    """Return the body that all these events make."""
+    body = b""
+    async with aclosing(events):
+        async for event in events:
+            body = collector.feed(event) or body
+    return body
 
 
 class StreamAnswer(LeavableAnswer):

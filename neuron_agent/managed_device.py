@@ -113,6 +113,7 @@ class ManagedDevice:
     def submit(self, request: RunningRequest, command: channel.Submit) -> None:
         """Start a request; its outputs arrive in its queue, the last one with a finish."""
         self.requests[request.id] = request
+        request.submitted_at = time.monotonic()
         if self._link and self.started and not self._broken:
             self._link.send(command)
         else:
@@ -379,9 +380,13 @@ class ManagedDevice:
         )
 
     def _forget(self, request: RunningRequest) -> None:
-        """Give a request's place back: a caller who reads the rest slowly takes no room."""
+        """Give a request's place back: a caller who reads the rest slowly takes no room.
+
+        One that keeps its place gives it back itself.
+        """
         self.requests.pop(request.id, None)
-        request.model.release(request)
+        if not request.keeps_place:
+            request.model.release(request)
 
     def _note_fault(self, kind: str, error: str, models: tuple[str, ...]) -> None:
         log.error("fault", device=self.spec.torch_name, kind=kind, error=error, models=models)
@@ -395,10 +400,7 @@ def _failure(report: channel.LoadFailed) -> LoadFailure:
         code=report.code,
         message=report.message,
         hint=report.hint,
-        needed_mb=_megabytes(report.needed_bytes),
-        free_mb=_megabytes(report.free_bytes),
+        # Rounded so that whoever finds so much free has really enough.
+        needed_mb=None if report.needed_bytes is None else -(-report.needed_bytes // MEGABYTE),
+        free_mb=None if report.free_bytes is None else report.free_bytes // MEGABYTE,
     )
-
-
-def _megabytes(num_bytes: int | None) -> int | None:
-    return None if num_bytes is None else num_bytes // MEGABYTE

@@ -13,13 +13,17 @@ from enum import StrEnum
 DEFAULT_PORT = 13131
 
 FRAMES_HEADER = "x-cortex-frames"
-"""A caller that sends `1` gets control frames in its stream."""
+"""A caller that sends `1` gets control frames in its stream; with `ids`, token ids among them."""
 PRINCIPAL_HEADER = "x-cortex-principal"
 """On whose behalf the gateway calls: the key of fair sharing. Absent = anonymous."""
 REQUEST_ID_HEADER = "x-request-id"
 
 CONTROL_FRAME_PREFIX = b": cortex "
 """A control frame is the SSE comment `: cortex {json}` followed by a blank line."""
+
+
+IN_SITU_QUANTS = ("int8",)
+"""What a neuron quantises weights to by itself; any other `quant` names a GGUF file's."""
 
 
 class ModelPhase(StrEnum):
@@ -56,6 +60,7 @@ class ErrorCode(StrEnum):
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     TEMPLATE_RENDER_FAILED = "template_render_failed"
     SATURATED = "saturated"
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     DEVICE_FAULT = "device_fault"
     REQUEST_FAILED = "request_failed"
     UNAUTHORIZED = "invalid_api_key"
@@ -270,6 +275,21 @@ class UnloadRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class RestartRequest:
+    """`POST /restart`: requests that still run after `drain_seconds` are ended."""
+
+    drain_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAccepted:
+    """Answer to a restart, 202: it is over when `GET /version` says another boot_id."""
+
+    boot_id: str
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorDetail:
     """The body of every error: `{"error": {...}}`, OpenAI's shape plus what Cortex can act on."""
 
@@ -315,9 +335,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ControlFrame:
-    """What follows `: cortex ` in a stream: progress on the way, usage once at the end."""
+    """What follows `: cortex ` in a stream: progress on the way, usage once at the end.
+
+    `ids` are the tokens behind the frame that follows, of choice 0 where `choice` is None.
+    """
 
     progress: Progress | None = None
     usage: Usage | None = None
     timing: Timing | None = None
     finish_reason: str | None = None
+    ids: tuple[int, ...] | None = None
+    choice: int | None = None

@@ -8,6 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -16,18 +17,23 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from neuron_agent import repository, status
+from neuron_agent import status
 from neuron_agent.errors import NotFound
-from neuron_agent.generation import (
+from neuron_agent.generation.embedding import embed
+from neuron_agent.generation.plan import tokenize_conversation
+from neuron_agent.generation.request import (
     Caller,
     cancel_request,
-    generate,
-    tokenize_conversation,
+    generate_chat,
+    generate_completion,
 )
 from neuron_agent.http_answer import (
-    CompletionAnswer,
+    JSON,
+    Collector,
     FramesAnswer,
     StreamAnswer,
+    WholeAnswer,
+    collect,
     json_answer,
     read_body,
 )
@@ -41,19 +47,38 @@ from neuron_agent.protocol import (
     LoadAccepted,
     LoadRequest,
     ModelPhase,
+    RestartAccepted,
+    RestartRequest,
     UnloadRequest,
 )
+from neuron_agent.sources import repository
+from neuron_agent.sources.model_text import ModelText
 from neuron_agent.supervisor import Supervisor
 from neuron_agent.wire import sse
 from neuron_agent.wire.chat_request import parse_chat_request
-from neuron_agent.wire.chat_response import ResponseHead, StreamEncoder
-from neuron_agent.wire.json_body import decode, parse_object
-from neuron_agent.wire.tokenize import encode_tokens, parse_tokenize_request
+from neuron_agent.wire.chat_response import ChatCollector, ChatStreamEncoder
+from neuron_agent.wire.completion_request import parse_completion_request
+from neuron_agent.wire.completion_response import CompletionCollector, CompletionStreamEncoder
+from neuron_agent.wire.embeddings import (
+    EmbeddingRequest,
+    encode_embeddings,
+    parse_embedding_request,
+)
+from neuron_agent.wire.events import ChatEvent
+from neuron_agent.wire.json_body import check_range, decode, parse_object
+from neuron_agent.wire.stream_encoder import Framing, ResponseHead
+from neuron_agent.wire.tokenize import (
+    encode_prompt,
+    encode_tokens,
+    parse_detokenize_request,
+    parse_tokenize_request,
+)
 
 EVENT_PERIOD_SECONDS = 2.0
 """A silent load is said to be alive this often, on its events stream."""
 
 BIG_BODY_BYTES = 128 * 1024
+MAX_DRAIN_SECONDS = 3600.0
 
 T = TypeVar("T")
 
@@ -74,8 +99,12 @@ def build_app(supervisor: Supervisor) -> ASGIApp:
             Route("/models/{model_id:path}/events", routes.events),
             Route("/v1/models", routes.openai_models),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/completions", routes.completion, methods=["POST"]),
+            Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
             Route("/v1/requests/{request_id:path}", routes.cancel, methods=["DELETE"]),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
+            Route("/detokenize", routes.detokenize, methods=["POST"]),
+            Route("/restart", routes.restart, methods=["POST"]),
         ],
         redirect_slashes=False,
     )
@@ -113,6 +142,14 @@ class _Routes:
         self._supervisor.find(request.path_params["model_id"])
         return json_answer({"url": str(request.base_url).rstrip("/")})
 
+    async def restart(self, request: Request) -> Response:
+        raw = parse_object(await read_body(request, may_be_empty=True) or b"{}")
+        wanted = decode(raw, RestartRequest)
+        check_range("drain_seconds", wanted.drain_seconds, 0, MAX_DRAIN_SECONDS)
+        self._supervisor.drain(wanted.drain_seconds)
+        activation = status.activation(self._supervisor)
+        return json_answer(RestartAccepted(self._supervisor.boot_id, activation), 202)
+
     # --- loading ---------------------------------------------------------------------------------
 
     async def load(self, request: Request) -> Response:
@@ -125,6 +162,7 @@ class _Routes:
 
     async def unload(self, request: Request) -> Response:
         wanted = decode(parse_object(await read_body(request)), UnloadRequest)
+        check_range("drain_seconds", wanted.drain_seconds, 0, MAX_DRAIN_SECONDS)
         model = await self._supervisor.unload(wanted)
         code = 200 if model.is_gone else 202
         return json_answer(LoadAccepted(model.id, model.phase), code)
@@ -137,17 +175,31 @@ class _Routes:
 
     async def chat(self, request: Request) -> Response:
         chat = await _parse(parse_chat_request, await read_body(request))
-        caller = Caller(request.state.request_id, request.headers.get(PRINCIPAL_HEADER, ""))
-        events = generate(self._supervisor, chat, caller)
-        head = ResponseHead(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), chat.model)
+        events = generate_chat(self._supervisor, chat, _caller(request))
+        head = _head("chatcmpl", chat.model)
         if not chat.is_streaming:
-            return CompletionAnswer(head, events)
-        encoder = StreamEncoder(
-            head,
-            includes_usage=chat.includes_usage,
-            has_control_frames=request.headers.get(FRAMES_HEADER) == "1",
+            return _whole(ChatCollector(head), events)
+        framing = _framing(request, includes_usage=chat.includes_usage)
+        return StreamAnswer(ChatStreamEncoder(head, framing), events)
+
+    async def completion(self, request: Request) -> Response:
+        wanted = await _parse(parse_completion_request, await read_body(request))
+        events = generate_completion(self._supervisor, wanted, _caller(request))
+        head = _head("cmpl", wanted.model)
+        if not wanted.is_streaming:
+            return _whole(CompletionCollector(head), events)
+        framing = _framing(request, includes_usage=wanted.includes_usage)
+        return StreamAnswer(CompletionStreamEncoder(head, framing), events)
+
+    async def embeddings(self, request: Request) -> Response:
+        wanted = await _parse(parse_embedding_request, await read_body(request))
+        return WholeAnswer(partial(self._embed, wanted, _caller(request)))
+
+    async def _embed(self, wanted: EmbeddingRequest, caller: Caller) -> bytes:
+        embedded = await embed(self._supervisor, wanted, caller)
+        return await asyncio.to_thread(
+            encode_embeddings, wanted, embedded.vectors, embedded.num_tokens
         )
-        return StreamAnswer(encoder, events)
 
     async def cancel(self, request: Request) -> Response:
         request_id = request.path_params["request_id"]
@@ -157,17 +209,45 @@ class _Routes:
 
     async def tokenize(self, request: Request) -> Response:
         wanted = await _parse(parse_tokenize_request, await read_body(request))
-        model = self._supervisor.find(wanted.model)
-        if model.text is None:
-            raise NotFound(f"{model.id} has no tokenizer yet", code=ErrorCode.MODEL_NOT_LOADED)
+        model, text = self._model_with_text(wanted.model)
         if wanted.conversation is not None:
-            token_ids = await tokenize_conversation(model.text, wanted.conversation)
+            token_ids = await tokenize_conversation(text, wanted.conversation)
         else:
             token_ids = await asyncio.to_thread(
-                model.text.encode, wanted.prompt or "", wanted.adds_special_tokens
+                text.encode, wanted.prompt or "", wanted.adds_special_tokens
             )
-        limit = model.ready.context_tokens if model.ready else None
-        return Response(encode_tokens(token_ids, limit), media_type="application/json")
+        limit = model.context_tokens or None
+        return Response(encode_tokens(token_ids, limit), media_type=JSON)
+
+    async def detokenize(self, request: Request) -> Response:
+        wanted = await _parse(parse_detokenize_request, await read_body(request))
+        _, text = self._model_with_text(wanted.model)
+        prompt = await asyncio.to_thread(
+            text.tokenizer.decode, list(wanted.token_ids), skip_special_tokens=False
+        )
+        return Response(encode_prompt(prompt), media_type=JSON)
+
+    def _model_with_text(self, model_id: str) -> tuple[ModelState, ModelText]:
+        model = self._supervisor.find(model_id)
+        if model.text is None:
+            raise NotFound(f"{model.id} has no tokenizer yet", code=ErrorCode.MODEL_NOT_LOADED)
+        return model, model.text
+
+
+def _caller(request: Request) -> Caller:
+    return Caller(request.state.request_id, request.headers.get(PRINCIPAL_HEADER, ""))
+
+
+def _head(prefix: str, model: str) -> ResponseHead:
+    return ResponseHead(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model)
+
+
+def _framing(request: Request, *, includes_usage: bool) -> Framing:
+    return Framing.asked_by(request.headers.get(FRAMES_HEADER), includes_usage=includes_usage)
+
+
+def _whole(collector: Collector, events: AsyncGenerator[ChatEvent, None]) -> Response:
+    return WholeAnswer(partial(collect, collector, events))
 
 
 async def _parse(parse: Callable[[bytes], T], body: bytes) -> T:
@@ -181,7 +261,7 @@ def _openai_model(model: ModelState) -> dict[str, object]:
         "object": "model",
         "created": int(model.created_at),
         "owned_by": "cortex",
-        "max_model_len": model.ready.context_tokens if model.ready else None,
+        "max_model_len": model.context_tokens or None,
     }
 
 

@@ -23,6 +23,7 @@ from neuron_agent.protocol import (
     Servable,
     VersionInfo,
 )
+from neuron_agent.sources.model_text import ModelText
 from neuron_agent.supervisor import HARNESS, Supervisor
 
 VERSION = "0.1.0"
@@ -62,9 +63,14 @@ def health(supervisor: Supervisor) -> Health:
         devices=tuple(device.health() for device in supervisor.devices),
         models=tuple(model_health(model) for model in supervisor.models.values()),
         lifecycle_cycles=supervisor.num_lifecycle_cycles,
-        activation="draining" if supervisor.is_stopping else "active",
+        activation=activation(supervisor),
         faults=tuple(supervisor.faults),
     )
+
+
+def activation(supervisor: Supervisor) -> str:
+    is_leaving = supervisor.is_stopping or supervisor.is_draining
+    return "draining" if is_leaving else "active"
 
 
 def model_health(model: ModelState) -> ModelHealth:
@@ -73,8 +79,8 @@ def model_health(model: ModelState) -> ModelHealth:
         id=model.id,
         in_flight=model.num_in_flight,
         queue_depth=model.num_queued,
-        max_in_flight=model.max_in_flight,
-        max_queue_depth=model.max_queue_depth,
+        max_in_flight=model.places.max_in_flight,
+        max_queue_depth=model.places.max_queue_depth,
         rejected=dict(model.rejected),
         kv_used_ratio=report.kv_used_ratio if report else 0.0,
         prefix_hit_ratio=report.prefix_hit_ratio if report else 0.0,
@@ -88,8 +94,7 @@ def models(supervisor: Supervisor) -> ModelList:
 
 
 def model_info(model: ModelState) -> ModelInfo:
-    ready = model.ready
-    template = model.text.template if model.text else None
+    ready, text = model.ready, model.text
     return ModelInfo(
         id=model.id,
         harness=HARNESS,
@@ -100,20 +105,32 @@ def model_info(model: ModelState) -> ModelInfo:
         vram_used_mb=ready.memory_bytes // MEGABYTE if ready else None,
         needed_mb=_needed_mb(ready) if ready else None,
         load_seconds=round(ready.load_seconds, 3) if ready else None,
-        quant=model.request.quant,
+        quant=ready.quant if ready else model.request.quant,
         dtype=ready.dtype if ready else model.request.dtype,
-        capabilities=("chat",) if template else (),
+        capabilities=capabilities(text) if text else (),
         limit=_limit(model),
-        tool_call=template.takes_tools if template else False,
-        reasoning=template.takes_reasoning if template else False,
+        tool_call=text is not None and calls_tools(text),
+        reasoning=text is not None and text.format.reasoning is not None,
         servable=_servable(model),
     )
+
+
+def capabilities(text: ModelText) -> tuple[str, ...]:
+    """Return what can be asked of a model; chats need a template."""
+    chat = ("chat",) if text.template else ()
+    return (*chat, "completions", "embeddings")
+
+
+def calls_tools(text: ModelText) -> bool:
+    """Whether tools can be shown to the model, and its calls are understood."""
+    is_shown = text.template is not None and text.template.takes_tools
+    return is_shown and text.format.tools is not None
 
 
 def _limit(model: ModelState) -> ModelLimit | None:
     if model.ready is None:
         return None
-    context = model.ready.context_tokens
+    context = model.context_tokens
     return ModelLimit(context=context, input=context - 1, output=context - 1)
 
 

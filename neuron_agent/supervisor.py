@@ -10,20 +10,18 @@ import contextlib
 import time
 import uuid
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import structlog
 
-from neuron_agent import repository
 from neuron_agent.config import NeuronConfig
 from neuron_agent.devices.inventory import Inventory, read_sensors
 from neuron_agent.errors import BadRequest, Conflict, NeuronError, NotFound, Unavailable
 from neuron_agent.errors import Unprocessable as Refused
 from neuron_agent.managed_device import ManagedDevice
 from neuron_agent.model_state import LEAVING, ModelState
-from neuron_agent.model_text import read_model_text
 from neuron_agent.protocol import (
     ErrorCode,
     Fault,
@@ -33,6 +31,8 @@ from neuron_agent.protocol import (
     ModelPhase,
     UnloadRequest,
 )
+from neuron_agent.sources import repository
+from neuron_agent.sources.model_text import read_model_text
 from neuron_agent.text.chat_template import import_renderer
 from neuron_agent.wire.json_body import check_range
 
@@ -63,6 +63,9 @@ class Supervisor:
         self.faults: deque[Fault] = deque(maxlen=MAX_LEDGER_LINES)
         self.num_lifecycle_cycles = 0
         self.is_stopping = False
+        self.is_draining = False
+        self.is_drained = asyncio.Event()
+        """Set when a restart may begin: nothing runs any more, or it has had its time."""
         self.devices = tuple(
             ManagedDevice(spec, config, environment, self.faults.append)
             for spec in inventory.devices
@@ -75,19 +78,44 @@ class Supervisor:
 
     # --- life ------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start every device's process, and the loads that are configured."""
+    def start(self, models: Sequence[str | LoadRequest]) -> None:
+        """Start every device's process, and the loads of these models."""
         for device in self.devices:
             self._spawn(device.run())
         self._spawn(_warm_up())
         if any(device.spec.uuid for device in self.devices):
             self._spawn(self._watch_sensors())
-        for wanted in self.config.default_models:
+        for wanted in models:
             request = LoadRequest(wanted) if isinstance(wanted, str) else wanted
             try:
                 self.load(replace(request, wait=False))
             except NeuronError as error:
-                log.error("default model", model=request.model_id, error=error.message)
+                log.error("model at start", model=request.model_id, error=error.message)
+
+    def drain(self, seconds: float) -> None:
+        """Take no request and no load from here on; `is_drained` is set when all have ended.
+
+        Asked again, nothing changes: the first drain goes on.
+        """
+        if self.is_draining:
+            return
+        self.is_draining = True
+        log.info("drain", seconds=seconds)
+        self._spawn(self._drain(seconds))
+
+    async def _drain(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(_until_idle(model, until) for model in self.models.values()))
+        self.is_drained.set()
+
+    @property
+    def wanted_models(self) -> tuple[LoadRequest, ...]:
+        """What another life of this neuron should load: all that is here to stay."""
+        return tuple(
+            replace(model.request, wait=False)
+            for model in self.models.values()
+            if model.phase not in LEAVING
+        )
 
     async def stop(self) -> None:
         """End every device process, running requests with it. Returns when they are gone."""
@@ -117,7 +145,12 @@ class Supervisor:
         if present is not None and present.phase is not ModelPhase.FAILED:
             return _same_load(present, request)
         self.choose_device(request)  # refuse now what no device could take
-        model = ModelState(request, self.config.max_in_flight, self.config.max_queue_depth)
+        model = ModelState(
+            request,
+            self.config.max_in_flight,
+            self.config.max_queue_depth,
+            self.config.max_per_principal,
+        )
         self.models[request.model_id] = model
         self._spawn(self._load(model))
         return model
@@ -153,8 +186,8 @@ class Supervisor:
         return max(alive, key=worth)
 
     def _check_options(self, request: LoadRequest) -> None:
-        if self.is_stopping:
-            raise Unavailable("the neuron is stopping", code=ErrorCode.BUSY)
+        if self.is_stopping or self.is_draining:
+            raise _leaving()
         name = request.model_id
         if not 0 < len(name) <= MAX_MODEL_ID_CHARACTERS or not name.isprintable():
             raise BadRequest("model_id must be 1 to 256 printable characters", param="model_id")
@@ -198,6 +231,7 @@ class Supervisor:
             model.request,
             self.config.hf_cache,
             show,
+            self.config.registries,
         )
         model.text = await asyncio.to_thread(read_model_text, folder)
         model.weight_bytes = await asyncio.to_thread(repository.weight_bytes, folder)
@@ -234,6 +268,14 @@ class Supervisor:
             )
         return model
 
+    def find_serving(self, model_id: str) -> ModelState:
+        """Return a model for a new request. Raises NotFound, or Unavailable before a restart."""
+        model = self.find(model_id)
+        if self.is_draining:
+            model.reject("draining")
+            raise _leaving()
+        return model
+
     def device_of(self, model: ModelState) -> ManagedDevice:
         """Return the device a model is on. Raises Unavailable if it is on none yet."""
         if model.device_index is None:
@@ -253,7 +295,7 @@ class Supervisor:
 
     async def _unload(self, model: ModelState) -> None:
         if model.phase is ModelPhase.DRAINING:
-            await _drain(model)
+            await _until_drained(model)
         if model.phase is ModelPhase.DRAINING and not model.is_gone:
             model.move(ModelPhase.UNLOADING)
         self._take_off_device(model)
@@ -313,15 +355,24 @@ async def _warm_up() -> None:
     await asyncio.to_thread(import_renderer)
 
 
-async def _drain(model: ModelState) -> None:
+async def _until_drained(model: ModelState) -> None:
     """Return when the model is idle or gone, or its drain is over; that may come nearer."""
     while model.requests and not model.is_gone:
         seconds = model.drain_until - time.monotonic()
         if seconds <= 0:
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await model.wait_for_change()
+        await _until_change(model, seconds)
+
+
+async def _until_idle(model: ModelState, until: float) -> None:
+    while model.requests and (seconds := until - time.monotonic()) > 0:
+        await _until_change(model, seconds)
+
+
+async def _until_change(model: ModelState, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await model.wait_for_change()
 
 
 async def _until_gone(model: ModelState) -> None:
@@ -345,6 +396,12 @@ def _as_error(failure: LoadFailure) -> NeuronError:
         hint=failure.hint,
         needed_mb=failure.needed_mb,
         free_mb=failure.free_mb,
+    )
+
+
+def _leaving() -> Unavailable:
+    return Unavailable(
+        "the neuron is about to restart", code=ErrorCode.BUSY, retry_after_seconds=10
     )
 
 

@@ -1,158 +1,196 @@
 """Chat events to OpenAI's answers: a stream of chunks, or one completion.
 
-In a stream all chunks share id, created and model; the first carries the role and the first text;
-finish_reason comes once; usage in a chunk of its own, only when asked. It is sans-IO and knows
-neither tokens nor clocks.
+The first chunk of each choice carries the role and the first token; a tool call's id and name come
+once, before its arguments. It is sans-IO and knows neither tokens nor clocks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import msgspec
 
-from neuron_agent.errors import NeuronError
-from neuron_agent.protocol import (
-    CONTROL_FRAME_PREFIX,
-    ControlFrame,
-    ErrorBody,
-    Progress,
-    Timing,
-    Usage,
-)
 from neuron_agent.wire import sse
-from neuron_agent.wire.events import ChatEvent, Finished, TextDelta, Waited
+from neuron_agent.wire.events import (
+    ChatEvent,
+    ChoiceEvent,
+    ChoiceFinished,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    TokenChance,
+    TokenLogprobs,
+    Tokens,
+    ToolArgumentsDelta,
+    ToolCallStarted,
+    Waited,
+)
+from neuron_agent.wire.stream_encoder import Framing, ResponseHead, StreamEncoder, usage_body
 
-KEEP_ALIVE_PERIOD_EVENTS = 3
-"""One keep-alive for so many silent seconds, where the caller takes no control frames."""
+FIRST = b'{"role":"assistant",'
+LATER = b"{"
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """What every chunk of an answer repeats."""
+class ChatStreamEncoder(StreamEncoder):
+    """The state is which choices have begun."""
 
-    id: str
-    created: int
-    model: str
+    object_name = "chat.completion.chunk"
 
+    def __init__(self, head: ResponseHead, framing: Framing) -> None:
+        super().__init__(head, framing)
+        self._begun: set[int] = set()
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
-class StreamEncoder:
-    """Feed events, get frames. The state is whether the first chunk went out."""
-
-    def __init__(
-        self, head: ResponseHead, *, includes_usage: bool, has_control_frames: bool
-    ) -> None:
-        self._head = head
-        self._includes_usage = includes_usage
-        self._has_control_frames = has_control_frames
-        self._has_started = False
-        self._num_waited = 0
-        start, end = _chunk_template(head)
-        self._text_start = start + b'{"content":'
-        self._first_start = start + b'{"role":"assistant","content":'
-        self._text_end = b"}" + end
-
-    def feed(self, event: ChatEvent) -> bytes:
+    def encode(self, event: ChoiceEvent) -> bytes:
         match event:
-            case TextDelta(text):
-                return self._text(text)
-            case Waited():
-                return self._waited(event)
-            case Finished():
-                return self._finished(event)
+            case TextDelta(text, choice, ()):
+                return self._delta(choice, b'"content":' + msgspec.json.encode(text))
+            case TextDelta(text, choice, logprobs):
+                return self._text_with_logprobs(text, choice, logprobs)
+            case ReasoningDelta(text, choice):
+                return self._delta(choice, b'"reasoning_content":' + msgspec.json.encode(text))
+            case ToolCallStarted():
+                return self._tool_call(event.choice, _opened_call(event))
+            case ToolArgumentsDelta(index, text, choice):
+                call = {"index": index, "function": {"arguments": text}}
+                return self._tool_call(choice, call)
+            case ChoiceFinished(reason, choice):
+                first = b"" if choice in self._begun else self._delta(choice, b'"content":""')
+                return first + sse.data_frame(self.chunk([_choice(choice, {}, reason)]))
             case _:
                 assert_never(event)
 
-    def fail(self, error: NeuronError) -> bytes:
-        """Return the frame that ends a stream which broke: no [DONE], it must not look whole."""
-        return sse.data_frame(error_body(error))
+    def _delta(self, choice: int, field: bytes) -> bytes:
+        """Return a chunk around one encoded field: only the field differs from the last one's."""
+        opening = LATER if choice in self._begun else FIRST
+        self._begun.add(choice)
+        if choice not in self._frames:
+            self._frames[choice] = self._frame_around(choice)
+        start, end = self._frames[choice]
+        return start + opening + field + b"}" + end
 
-    def _text(self, text: str) -> bytes:
-        start = self._text_start if self._has_started else self._first_start
-        self._has_started = True
-        return start + msgspec.json.encode(text) + self._text_end
+    def _frame_around(self, choice: int) -> tuple[bytes, bytes]:
+        mark = "\x00delta"  # the last one in the frame is ours, whatever the model is called
+        frame = sse.data_frame(self.chunk([{**_choice(choice, {}, None), "delta": mark}]))
+        start, _, end = frame.rpartition(msgspec.json.encode(mark))
+        return start, end
 
-    def _waited(self, event: Waited) -> bytes:
-        due = self._num_waited % KEEP_ALIVE_PERIOD_EVENTS == 0
-        self._num_waited += 1
-        if self._has_control_frames and event.stage != "decode":
-            return _control(ControlFrame(Progress(event.stage, event.done, event.total)))
-        return sse.KEEP_ALIVE if due else b""
+    def _tool_call(self, choice: int, call: dict[str, Any]) -> bytes:
+        return self._delta(choice, b'"tool_calls":' + msgspec.json.encode([call]))
 
-    def _finished(self, event: Finished) -> bytes:
-        frames = b"" if self._has_started else self._text("")
-        frames += sse.data_frame(_chunk(self._head, [_choice({}, event.reason)]))
-        if self._includes_usage:
-            frames += sse.data_frame({**_chunk(self._head, []), "usage": usage_body(event.usage)})
-        if self._has_control_frames:
-            frames += _control(_last_control_frame(event.reason, event.usage, event.timing))
-        return frames + sse.DONE
+    def _text_with_logprobs(
+        self, text: str, choice: int, logprobs: tuple[TokenLogprobs, ...]
+    ) -> bytes:
+        role = {} if choice in self._begun else {"role": "assistant"}
+        self._begun.add(choice)
+        shown = _choice(choice, {**role, "content": text}, None)
+        return sse.data_frame(self.chunk([{**shown, "logprobs": _logprobs_body(logprobs)}]))
 
 
-def encode_completion(head: ResponseHead, text: str, finished: Finished) -> bytes:
-    """Return the body of an answer that is not streamed."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": None,
-        "finish_reason": finished.reason,
-    }
-    return msgspec.json.encode(
-        {
-            "id": head.id,
-            "object": "chat.completion",
-            "created": head.created,
-            "model": head.model,
-            "choices": [choice],
-            "usage": usage_body(finished.usage),
+@dataclass(slots=True)
+class _Message:
+    """What a choice has said so far."""
+
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[tuple[ToolCallStarted, list[str]]] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """Return OpenAI's message; a message of calls alone has null for content."""
+        text = "".join(self.texts)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text if text or not self.calls else None,
+            "refusal": None,
         }
-    )
+        if self.reasoning:
+            message["reasoning_content"] = "".join(self.reasoning)
+        if self.calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": "".join(arguments)},
+                }
+                for call, arguments in self.calls
+            ]
+        return message
 
 
-def usage_body(usage: Usage) -> dict[str, Any]:
+class ChatCollector:
+    """Feed events; with the last one comes the body of the answer."""
+
+    def __init__(self, head: ResponseHead) -> None:
+        self._head = head
+        self._messages: dict[int, _Message] = {}
+
+    def feed(self, event: ChatEvent) -> bytes | None:
+        match event:
+            case TextDelta(text, choice, logprobs):
+                self._message(choice).texts.append(text)
+                self._message(choice).logprobs.extend(logprobs)
+            case ReasoningDelta(text, choice):
+                self._message(choice).reasoning.append(text)
+            case ToolCallStarted():
+                self._message(event.choice).calls.append((event, []))
+            case ToolArgumentsDelta(index, text, choice):
+                self._message(choice).calls[index][1].append(text)
+            case ChoiceFinished(reason, choice):
+                self._message(choice).finish_reason = reason
+            case Finished():
+                return self._body(event)
+            case Waited() | Tokens():
+                pass  # neither shows in an answer that comes at once
+            case _:
+                assert_never(event)
+        return None
+
+    def _message(self, choice: int) -> _Message:
+        return self._messages.setdefault(choice, _Message())
+
+    def _body(self, finished: Finished) -> bytes:
+        choices = [
+            {
+                "index": index,
+                "message": message.body(),
+                "logprobs": _logprobs_body(message.logprobs) if message.logprobs else None,
+                "finish_reason": message.finish_reason,
+            }
+            for index, message in sorted(self._messages.items())
+        ]
+        return msgspec.json.encode(
+            {
+                "id": self._head.id,
+                "object": "chat.completion",
+                "created": self._head.created,
+                "model": self._head.model,
+                "choices": choices,
+                "usage": usage_body(finished.usage),
+            }
+        )
+
+
+def _choice(index: int, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _opened_call(event: ToolCallStarted) -> dict[str, Any]:
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "index": event.index,
+        "id": event.id,
+        "type": "function",
+        "function": {"name": event.name, "arguments": ""},
     }
 
 
-def error_body(error: NeuronError) -> dict[str, Any]:
-    """Return OpenAI's error object; param is always there, what is None otherwise is left out."""
-    detail = msgspec.to_builtins(ErrorBody(error.detail()))["error"]
-    optional = ("hint", "needed_mb", "free_mb")
-    kept = {k: v for k, v in detail.items() if k not in optional or v is not None}
-    return {"error": kept}
+def _logprobs_body(logprobs: tuple[TokenLogprobs, ...] | list[TokenLogprobs]) -> dict[str, Any]:
+    content = [
+        {**_chance(each.chosen), "top_logprobs": [_chance(other) for other in each.top]}
+        for each in logprobs
+    ]
+    return {"content": content, "refusal": None}
 
 
-def _chunk(head: ResponseHead, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "id": head.id,
-        "object": "chat.completion.chunk",
-        "created": head.created,
-        "model": head.model,
-        "choices": choices,
-    }
-
-
-def _choice(delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-
-def _chunk_template(head: ResponseHead) -> tuple[bytes, bytes]:
-    """Return a text chunk's bytes before and after its delta: the same in the whole stream."""
-    mark = "\x00delta"  # the last one in the frame is ours, whatever the model is called
-    frame = sse.data_frame(_chunk(head, [{**_choice({}, None), "delta": mark}]))
-    start, _, end = frame.rpartition(msgspec.json.encode(mark))
-    return start, end
-
-
-def _control(frame: ControlFrame) -> bytes:
-    fields = {k: v for k, v in msgspec.to_builtins(frame).items() if v is not None}
-    return sse.comment(CONTROL_FRAME_PREFIX, fields)
-
-
-def _last_control_frame(reason: str, usage: Usage, timing: Timing) -> ControlFrame:
-    return ControlFrame(usage=usage, timing=timing, finish_reason=reason)
+def _chance(chance: TokenChance) -> dict[str, Any]:
+    return {"token": chance.text, "logprob": chance.logprob, "bytes": list(chance.utf8)}

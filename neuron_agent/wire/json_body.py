@@ -85,3 +85,10 @@ def _param_of(message: str) -> str:
 
 def _without_place(message: str) -> str:
     return message.split(" - at ")[0]
+
+
+def unsupported(param: str) -> BadRequest:
+    """Return the refusal of what is understood and not done."""
+    return BadRequest(
+        f"{param} is not supported by this neuron", param=param, code="unsupported_parameter"
+    )

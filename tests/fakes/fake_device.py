@@ -2,7 +2,8 @@
 
 It answers every request with REPLY, token by token, through the real tokenizer of the model
 folder. A model's behaviour is scripted in its config.json under "fake"; a request's by a word in
-its prompt. No torch: it starts in a fraction of a second.
+its prompt. Each token's log probability is minus its place in the answer; an embedding tells the
+prompt's length. No torch: it starts in a fraction of a second.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tokenizers import Tokenizer
 
 from neuron_agent.devices import channel
@@ -41,6 +43,11 @@ WORD_QUEUED = "QUEUED"
 WORD_SLOW_PREFILL = "PREFILL"
 WORD_BROKEN_BYTES = "BROKEN"
 WORD_ECHO = "ECHO"
+WORD_TELL = "TELL"
+"""`TELL` is answered with what the front sent along with the prompt, as JSON."""
+SCRIPT = re.compile(r"SAY (.*?)(<\|im_end\|>|$)", re.DOTALL)
+"""`SAY words` is answered with the words up to the turn's end."""
+EMBEDDING_TAIL = [3.0, 4.0, 0.0]
 
 
 @dataclass
@@ -156,7 +163,9 @@ class FakeDevice:
             self._finish(command.request_id, "error", "model_not_loaded")
             return
         prompt = model.tokenizer.decode(command.prompt_ids, skip_special_tokens=False)
-        if WORD_POISON in prompt:
+        if command.wants_embedding:
+            self._embed(command)
+        elif WORD_POISON in prompt:
             self._send(channel.Poisoned("device-side assert", list(self._models)))
             self._wait(60)
         elif WORD_DIE in prompt:
@@ -173,8 +182,18 @@ class FakeDevice:
         else:
             model.running[command.request_id] = self._begin(model, command, prompt)
 
+    def _embed(self, command: channel.Submit) -> None:
+        embedding = [float(len(command.prompt_ids)), *EMBEDDING_TAIL]
+        output = channel.Output(command.request_id, [], finish="stop", embedding=embedding)
+        self._send(channel.Outputs([output]))
+
     def _begin(self, model: Model, command: channel.Submit, prompt: str) -> Running:
-        token_ids = model.tokenizer.encode(REPLY, add_special_tokens=False).ids
+        script = SCRIPT.search(prompt)
+        text = script[1] if script else REPLY
+        if WORD_TELL in prompt:
+            fields = msgspec.to_builtins(command)
+            text = json.dumps({k: v for k, v in fields.items() if k != "prompt_ids"})
+        token_ids = model.tokenizer.encode(text, add_special_tokens=False).ids
         if WORD_ECHO in prompt:
             token_ids = list(command.prompt_ids)
         if WORD_BROKEN_BYTES in prompt:
@@ -208,12 +227,18 @@ class FakeDevice:
                 return self._end(running, "stop")
             running.token_ids += running.token_ids
         token_id = running.token_ids[running.num_sent]
+        logprobs = _logprobs(running, token_id)
         running.num_sent += 1
         if running.num_sent == 1:
             return channel.Output(
-                request_id, [token_id], cached_tokens=2, queue_ms=1.0, prefill_ms=2.0
+                request_id,
+                [token_id],
+                cached_tokens=2,
+                queue_ms=1.0,
+                prefill_ms=2.0,
+                logprobs=logprobs,
             )
-        return channel.Output(request_id, [token_id])
+        return channel.Output(request_id, [token_id], logprobs=logprobs)
 
     def _end(self, running: Running, reason: str) -> channel.Output:
         num_generated = running.num_sent + (reason == "stop")
@@ -236,6 +261,15 @@ class FakeDevice:
             for model_id, model in self._models.items()
         ]
         self._send(channel.Report(self._memory_bytes - free_bytes, free_bytes, models))
+
+
+def _logprobs(running: Running, token_id: int) -> list[channel.TokenLogprob] | None:
+    num_best = running.command.num_logprobs
+    if num_best is None:
+        return None
+    value = -float(running.num_sent)
+    best = [(token_id, value), *((other, value - other) for other in range(1, num_best))]
+    return [channel.TokenLogprob(value, best[:num_best])]
 
 
 def _is_first_time(folder: str) -> bool:

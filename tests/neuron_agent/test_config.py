@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuron_agent.config import ConfigError, NeuronConfig, check_bind, is_loopback, load_config
+from neuron_agent.config import (
+    ConfigError,
+    NeuronConfig,
+    RegistryConfig,
+    check_bind,
+    is_loopback,
+    load_config,
+)
 from neuron_agent.protocol import LoadRequest
 
 
@@ -101,3 +108,23 @@ def test_empty_token_is_no_token() -> None:
 def test_an_ipv4_address_is_loopback_in_both_notations(address: object) -> None:
     assert is_loopback(f"::ffff:{address}") == is_loopback(str(address))
     assert is_loopback(str(address)) == str(address).startswith("127.")
+
+
+def test_registries_have_a_table_each(tmp_path: Path) -> None:
+    text = '[registries.ours]\nurl = "https://models.example"\ntoken = "secret"\n'
+    registries = load_config(write(tmp_path, text), {}).registries
+    assert registries == {"ours": RegistryConfig("https://models.example", token="secret")}
+
+
+def test_registries_of_the_environment_are_json() -> None:
+    variable = '{"ours": {"url": "https://models.example"}}'
+    registries = load_config(None, {"NEURON_REGISTRIES": variable}).registries
+    assert registries == {"ours": RegistryConfig("https://models.example")}
+    with pytest.raises(ConfigError, match="NEURON_REGISTRIES: not JSON"):
+        load_config(None, {"NEURON_REGISTRIES": "ours"})
+
+
+@pytest.mark.parametrize("line", ['address = "x"', "url = 7"])
+def test_registry_that_is_told_wrong_is_named(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match="registries"):
+        load_config(write(tmp_path, f"[registries.ours]\n{line}\n"), {})

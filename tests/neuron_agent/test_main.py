@@ -11,7 +11,14 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from neuron_agent.__main__ import server_config
-from tests.neuron_agent.front import DEADLINE_SECONDS, Front, is_running, read_until, wait_until
+from tests.neuron_agent.front import (
+    DEADLINE_SECONDS,
+    Front,
+    is_running,
+    read_answer,
+    read_until,
+    wait_until,
+)
 from tests.neuron_agent.tiny_model import write_model
 
 pytestmark = pytest.mark.slow
@@ -108,3 +115,48 @@ def test_killed_front_leaves_no_device_process(tmp_path: Path) -> None:
         front.process.kill()
         front.process.wait(DEADLINE_SECONDS)
         wait_until(lambda: not any(map(is_running, devices)), "the device processes end")
+
+
+def test_restart_lets_requests_end_and_loads_what_was_loaded(tmp_path: Path) -> None:
+    with Front({"DEFAULT_MODELS": "not/wanted-any-more"}) as front:
+        front.unload("not/wanted-any-more")
+        front.load(write_model(tmp_path / "tiny"), max_context=500)
+        boot_id = front.get("/version")["boot_id"]
+        devices = front.device_pids()
+        sock = front.open_chat("FOREVER", stream=True, max_tokens=400)
+        read_until(sock, b"data: ")
+        assert front.ask("POST", "/restart", {"drain_seconds": 20}).status == 202
+        assert front.ask("POST", "/restart").json["activation"] == "draining"
+        assert front.get("/health")["activation"] == "draining"
+        refused = front.chat()
+        assert (refused.status, refused.error["code"]) == (503, "busy")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert b"[DONE]" in read_answer(sock)
+        wait_until(lambda: is_another_life(front, boot_id), "another life")
+        wait_until(lambda: front.phase() == "ready", "its model is loaded again")
+        assert [model["id"] for model in front.get("/models")["models"]] == ["org/tiny"]
+        assert front.model()["limit"]["context"] == 500
+        assert front.get("/health")["activation"] == "active"
+        assert front.chat().status == 200
+        assert not any(map(is_running, devices))
+        assert front.process.poll() is None
+
+
+def test_restart_ends_what_outlasts_its_drain(tmp_path: Path) -> None:
+    with Front() as front:
+        front.load(write_model(tmp_path / "tiny"))
+        boot_id = front.get("/version")["boot_id"]
+        sock = front.open_chat("FOREVER", stream=True)
+        read_until(sock, b"data: ")
+        assert front.ask("POST", "/restart", {"drain_seconds": 0}).status == 202
+        assert b'"code":"' in read_until(sock, b"\n\n\r\n0\r\n\r\n")
+        wait_until(lambda: is_another_life(front, boot_id), "another life")
+        for bad in ({"drain_seconds": -1}, {"drain_seconds": "soon"}):
+            assert front.ask("POST", "/restart", bad).status == 400
+
+
+def is_another_life(front: Front, boot_id: str) -> bool:
+    try:
+        return bool(front.get("/version")["boot_id"] != boot_id)
+    except ConnectionResetError:  # accepted in the last moment of the earlier one
+        return False

@@ -1,11 +1,14 @@
 """A model's phases and places: no illegal move, no place lost."""
 
+import math
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron_agent.devices.channel import ModelReady
-from neuron_agent.errors import Unavailable
+from neuron_agent.errors import BadRequest, RateLimited, Unavailable
 from neuron_agent.model_state import TRANSITIONS, IllegalMove, ModelState
 from neuron_agent.protocol import LoadFailure, LoadProgress, LoadRequest, ModelPhase
 
@@ -78,6 +81,72 @@ def test_places_are_bounded_and_given_back(steps: list[int]) -> None:
     for request in admitted * 2:  # twice: releasing again is harmless
         model.release(request)
     assert model.num_in_flight == model.num_queued == 0
+
+
+def test_requests_that_belong_together_get_all_their_places_or_none() -> None:
+    model = ready_model()
+    both = model.admit_all(["1", "2"], "a")
+    assert both[0].outputs is both[1].outputs
+    with pytest.raises(Unavailable, match="saturated"):
+        model.admit_all(["3", "4"], "a")
+    assert model.requests.keys() == {"1", "2"}
+    with pytest.raises(BadRequest) as caught:
+        model.admit_all(["3", "4", "5", "6"], "a")
+    assert caught.value.param == "n"
+    assert model.rejected == {"saturated": 1, "too_many_choices": 1}
+
+
+def test_one_caller_s_share_is_its_own_limit() -> None:
+    model = ModelState(LoadRequest("m"), 2, 2, max_per_principal=1)
+    model.become_ready(READY)
+    model.admit("1", "a", "ann")
+    assert model.num_places_for("ann") == 0
+    assert model.num_places_for("bob") == 1
+    with pytest.raises(RateLimited) as caught:
+        model.admit("2", "a", "ann")
+    assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
+    assert caught.value.retry_after_seconds == 1
+    model.admit("2", "a", "bob")
+    assert model.rejected == {"over_share": 1}
+
+
+def test_requests_are_believed_to_take_as_long_as_the_first_one_took() -> None:
+    model = ready_model()
+    model.admit("1", "a").submitted_at = time.monotonic() - 99.5
+    model.release(model.requests["1"])
+    assert model.retry_after_seconds == math.ceil(100 / 2)
+
+
+def test_requests_the_device_never_saw_do_not_shorten_the_time_to_come_back() -> None:
+    model = ready_model()
+    model.admit("1", "a").submitted_at = time.monotonic() - 99.5
+    model.release(model.requests["1"])
+    for _ in range(1000):
+        model.release(model.admit("refused for its length", "a"))
+    assert model.retry_after_seconds == math.ceil(100 / 2)
+
+
+def test_place_passes_from_one_request_to_the_next() -> None:
+    model = ready_model()
+    first = model.admit("1", "a", "ann")
+    second = model.renew(first, "2")
+    assert model.requests == {"2": second}
+    assert (second.client_id, second.principal) == ("a", "ann")
+    model.release(first)  # of whom it was is forgotten
+    assert model.requests == {"2": second}
+    model.release(second)
+    with pytest.raises(Unavailable):
+        model.renew(second, "3")
+    assert not model.requests
+
+
+def test_limit_is_what_the_cache_holds_where_the_model_could_do_more() -> None:
+    model = new_model()
+    assert model.context_tokens == 0
+    model.become_ready(
+        ModelReady("m", 1, context_tokens=100, kv_tokens=60, dtype="", load_seconds=1)
+    )
+    assert model.context_tokens == 60
 
 
 @given(st.lists(st.floats(0, 100), max_size=10))

@@ -275,7 +275,7 @@ def test_saturated_model_refuses_at_once(front: Front) -> None:
     for sock in socks:
         sock.close()
     wait_until(lambda: front.num_requests() == 0, "every place is free")
-    assert front.get("/health")["models"][0]["rejected"] == {"saturated": 1}
+    assert front.get("/health")["models"][0]["rejected"]["saturated"] == 1
     assert front.chat().status == 200
 
 
@@ -335,13 +335,24 @@ BAD_FIELDS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"stream_options": 5}, 400, "invalid_request", "stream_options"),
     ({"tools": [5]}, 400, "invalid_request", "tools[0]"),
     ({"tools": [WEATHER], "tool_choice": "maybe"}, 400, "invalid_request", "tool_choice"),
-    ({"tools": [WEATHER], "tool_choice": "required"}, 400, "unsupported_parameter", "tool_choice"),
+    ({"tools": [], "tool_choice": "required"}, 400, "invalid_request", "tool_choice"),
+    ({"tools": [{"function": {"name": ""}}]}, 400, "invalid_request", "tools[0].function.name"),
     ({"chat_template_kwargs": {"tools": []}}, 400, "invalid_request", "chat_template_kwargs"),
-    ({"n": 2}, 400, "unsupported_parameter", "n"),
-    ({"logprobs": True}, 400, "unsupported_parameter", "logprobs"),
-    ({"logit_bias": {"5": 1}}, 400, "unsupported_parameter", "logit_bias"),
-    ({"presence_penalty": 0.5}, 400, "unsupported_parameter", "presence_penalty"),
-    ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format"),
+    ({"max_tokens": 10**12}, 400, "invalid_request", "max_tokens"),
+    ({"n": 0}, 400, "invalid_request", "n"),
+    ({"n": 17}, 400, "invalid_request", "n"),
+    ({"n": 5}, 400, "invalid_request", "n"),  # more than this neuron ever has places
+    ({"top_logprobs": 2}, 400, "invalid_request", "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_request", "top_logprobs"),
+    ({"logit_bias": {"five": 1}}, 400, "invalid_request", "logit_bias"),
+    ({"logit_bias": {"5": 101}}, 400, "invalid_request", "logit_bias"),
+    ({"presence_penalty": 2.5}, 400, "invalid_request", "presence_penalty"),
+    ({"repetition_penalty": 0}, 400, "invalid_request", "repetition_penalty"),
+    ({"min_p": 2}, 400, "invalid_request", "min_p"),
+    ({"min_tokens": 5, "max_tokens": 4}, 400, "invalid_request", "min_tokens"),
+    ({"stop_token_ids": [-1]}, 400, "invalid_request", "stop_token_ids"),
+    ({"response_format": {"type": "xml"}}, 400, "invalid_request", "response_format.type"),
+    ({"functions": [{"name": "f"}]}, 400, "unsupported_parameter", "functions"),
 ]
 
 
@@ -428,8 +439,8 @@ def test_body_close_to_the_limit_is_read(front: Front) -> None:
         ("GET", "/", 404),
         ("GET", "/nothing/here", 404),
         ("GET", "/v1/models/", 404),
-        ("POST", "/v1/embeddings", 404),
-        ("POST", "/v1/completions", 404),
+        ("GET", "/v1/embeddings", 405),
+        ("GET", "/v1/completions", 405),
         ("GET", CHAT, 405),
         ("DELETE", "/health", 405),
         ("PUT", "/models/load", 405),

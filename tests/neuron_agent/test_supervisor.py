@@ -204,6 +204,14 @@ def test_drain_lets_running_requests_finish_and_takes_no_new_one(front: Front, t
     wait_until(lambda: front.phase() is None, "the drained model is unloaded")
 
 
+@pytest.mark.parametrize("seconds", [-1, 1e300])
+def test_drain_of_no_sensible_length_is_refused(front: Front, tiny: Path, seconds: float) -> None:
+    front.load(tiny)
+    answer = front.unload(drain_seconds=seconds)
+    assert (answer.status, answer.error["param"]) == (400, "drain_seconds")
+    assert front.phase() == "ready"
+
+
 def test_drain_that_takes_too_long_ends_the_requests(front: Front, tiny: Path) -> None:
     front.load(tiny)
     sock = front.open_chat("FOREVER", stream=True)

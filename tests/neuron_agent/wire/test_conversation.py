@@ -1,0 +1,88 @@
+"""Messages and tools as clients send them, to what templates are given."""
+
+import json
+from typing import Any
+
+import pytest
+
+from neuron_agent.errors import BadRequest
+from neuron_agent.wire.conversation import (
+    Conversation,
+    ForcedCall,
+    RenderInput,
+    forced_call,
+    render_input,
+)
+from neuron_agent.wire.json_body import decode
+
+USER = {"role": "user", "content": "hi"}
+TOOL = {"type": "function", "function": {"name": "f", "strict": True}, "defer": 1}
+OTHER = {"type": "function", "function": {"name": "g", "parameters": {"type": "object"}}}
+
+
+def body(**fields: Any) -> tuple[Conversation, dict[str, Any]]:
+    raw = json.loads(json.dumps({"model": "m", "messages": [USER], **fields}))
+    return decode(raw, Conversation), raw
+
+
+def rendered(**fields: Any) -> RenderInput:
+    return render_input(*body(**fields))
+
+
+def forced(**fields: Any) -> ForcedCall | None:
+    return forced_call(body(**fields)[0])
+
+
+def test_parts_are_joined_with_nothing_between() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b", "cache_control": {}}]
+    found = rendered(messages=[{"role": "user", "content": parts}])
+    assert found.messages == [{"role": "user", "content": "a b"}]
+
+
+def test_message_keeps_what_templates_read() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}, "index": 0}
+    message = {"role": "assistant", "content": None, "tool_calls": [call], "name": "bob"}
+    thought = {"role": "assistant", "content": "", "reasoning_content": "hm"}
+    found = rendered(messages=[USER, message, thought])
+    assert found.messages[1] == {
+        "role": "assistant",
+        "name": "bob",
+        "tool_calls": [{key: call[key] for key in ("id", "type", "function")}],
+    }
+    assert found.messages[2]["reasoning_content"] == "hm"
+
+
+def test_tools_go_to_the_template_as_they_came() -> None:
+    assert rendered(tools=[TOOL]).tools == [TOOL]
+    assert rendered(tools=[TOOL], tool_choice="auto").tools == [TOOL]
+    assert rendered(tools=[TOOL], tool_choice="required").tools == [TOOL]
+    assert rendered(tools=[TOOL], tool_choice="none").tools == []
+    assert rendered(tools=[]).tools == []
+
+
+def test_choice_of_a_tool_forces_a_call() -> None:
+    named = {"type": "function", "function": {"name": "g"}}
+    assert forced(tools=[TOOL, OTHER], tool_choice=named) == ForcedCall("g")
+    assert forced(tools=[TOOL], tool_choice="required") == ForcedCall(None)
+    for choice in (None, "auto", "none"):
+        assert forced(tools=[TOOL], tool_choice=choice) is None
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "maybe",
+        {"type": "function"},
+        {"type": "function", "function": {"name": "absent"}},
+        {"type": "allowed_tools", "allowed_tools": {}},
+        {},
+    ],
+)
+def test_choice_that_cannot_be_met_is_refused_by_name(choice: Any) -> None:
+    with pytest.raises(BadRequest) as caught:
+        forced(tools=[TOOL], tool_choice=choice)
+    assert caught.value.param == "tool_choice"
+
+
+def test_effort_is_an_argument_of_the_template() -> None:
+    assert rendered(reasoning_effort="low").template_kwargs == {"reasoning_effort": "low"}
