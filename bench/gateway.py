@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from load import Measured, run
+from clients import Measured, run
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

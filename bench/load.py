@@ -1,99 +1,115 @@
-"""A load generator for streams: raw connections, few allocations, times in nanoseconds.
+"""How long a load takes, beside merely reading its files.
 
-It measures and knows nothing of what it measures: a port, and how many streams at which pace.
+    python bench/load.py [--rounds N] [--model FOLDER]
+
+The models: a random Qwen3 shape of 268 M parameters, 537 MB in bf16, in one safetensors file, and,
+with --model, a folder of yours. They are loaded in their own dtype, by a neuron with one CPU device
+of one thread which has started and loaded another model before, so that no import is in the
+numbers. Each is loaded `rounds` times with its files in the page cache (`warm`) and as often after
+they were dropped from it (`cold`), where the system lets us.
+
+- `read_seconds`: reading all files of the folder from begin to end, 1 MB at a time, in one thread.
+- `load_seconds`: from the request to load until the model is ready: files read, forward checked,
+  first token out.
+- `first_token_seconds`: the same, until the first text of a request sent after that has come.
+- `ratio`: load_seconds by read_seconds.
+
+Medians over the rounds; reading and loading in turns. The last line is one JSON object.
 """
 
+import argparse
 import asyncio
 import json
+import os
+import statistics
+import tempfile
 import time
-from dataclasses import dataclass, field
-from typing import cast
+from pathlib import Path
 
-import httptools
+from engine_sides import neuron_body
+from processes import Server, running_neuron
+from random_model import MEDIUM, SMALL, build_model
+from streams import Job, stream_one
 
-
-@dataclass
-class Measured:
-    """What a run saw. `ttft_ns` has one entry a request."""
-
-    ttft_ns: list[int] = field(default_factory=list)
-    num_requests: int = 0
-    num_chunks: int = 0
-    num_errors: int = 0
+BLOCK_BYTES = 2**20
+MODEL = "random"
 
 
-class _Stream(asyncio.Protocol):
-    """Sends the same request a number of times over one connection."""
-
-    def __init__(self, request: bytes, num_requests: int, measured: Measured) -> None:
-        self.finished = asyncio.get_running_loop().create_future()
-        self._request = request
-        self._left = num_requests
-        self._measured = measured
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._next()
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-        if self._is_complete:
-            self._measured.num_requests += 1
-            if self._parser.get_status_code() != 200 or not self._is_done:
-                self._measured.num_errors += 1
-            self._next()
-
-    def on_body(self, body: bytes) -> None:
-        num_chunks = body.count(b'"delta":{"content"')
-        if num_chunks and self._is_first:
-            self._is_first = False
-            self._measured.ttft_ns.append(time.perf_counter_ns() - self._began_ns)
-        self._measured.num_chunks += num_chunks
-        self._is_done = self._is_done or b"[DONE]" in body
-
-    def on_message_complete(self) -> None:
-        self._is_complete = True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.finished.done():
-            self._measured.num_errors += self._left + 1
-            self.finished.set_result(None)
-
-    def _next(self) -> None:
-        if self._left == 0:
-            if not self.finished.done():
-                self.finished.set_result(None)
-            self._transport.close()
-            return
-        self._left -= 1
-        self._parser = httptools.HttpResponseParser(self)
-        self._is_first, self._is_complete, self._is_done = True, False, False
-        self._began_ns = time.perf_counter_ns()
-        self._transport.write(self._request)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", type=Path, help="a folder to load besides")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="cortex-bench-") as name:
+        scratch = Path(name)
+        first = build_model(scratch / "small", SMALL)
+        folders = {"random 268M": build_model(scratch / "medium", MEDIUM)}
+        if options.model:
+            folders[options.model.name] = options.model.resolve()
+        with running_neuron(scratch / "neuron.log") as server:
+            load_once(server, first)
+            result = {
+                f"{name}, {kind}": measure(server, folder, options.rounds, is_cold=kind == "cold")
+                for name, folder in folders.items()
+                for kind in ("warm", "cold")
+            }
+    print(json.dumps(result))
 
 
-async def run(
-    port: int, num_streams: int, num_requests: int, num_tokens: int, interval_ms: int
-) -> Measured:
-    """Open `num_streams` connections; each sends `num_requests`, one after the other."""
-    content = f"tokens={num_tokens} interval_ms={interval_ms}"
-    body = json.dumps(
-        {"model": "stub", "stream": True, "messages": [{"role": "user", "content": content}]}
-    ).encode()
-    request = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
-        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-    )
-    measured = Measured()
-    loop = asyncio.get_running_loop()
-    streams = []
-    for number in range(num_streams):
-        _, stream = await loop.create_connection(
-            lambda: _Stream(request, num_requests, measured), "127.0.0.1", port
-        )
-        streams.append(stream.finished)
-        if interval_ms and number % 8 == 7:
-            # Tokens of real streams do not come in step: spread the starts over an interval.
-            await asyncio.sleep(8 * interval_ms / 1000 / num_streams)
-    await asyncio.gather(*streams)
-    return measured
+def measure(server: Server, folder: Path, rounds: int, *, is_cold: bool) -> dict[str, float]:
+    read, loaded, first = [], [], []
+    for _ in range(rounds):
+        set_cached(folder, is_cold=is_cold)
+        read.append(read_all(folder))
+        set_cached(folder, is_cold=is_cold)
+        load_seconds, first_token_seconds = load_once(server, folder)
+        loaded.append(load_seconds)
+        first.append(first_token_seconds)
+    summary = {
+        "megabytes": sum(path.stat().st_size for path in files_of(folder)) // 2**20,
+        "read_seconds": round(statistics.median(read), 3),
+        "load_seconds": round(statistics.median(loaded), 3),
+        "first_token_seconds": round(statistics.median(first), 3),
+        "ratio": round(statistics.median(loaded) / statistics.median(read), 2),
+    }
+    print(f"{folder.name}, {'cold' if is_cold else 'warm'}: {summary}", flush=True)
+    return summary
+
+
+def load_once(server: Server, folder: Path) -> tuple[float, float]:
+    """Return the seconds until ready and until a first token; the model is gone afterwards."""
+    began_at = time.perf_counter()
+    server.post("/models/load", {"model_id": MODEL, "source": str(folder), "wait": True})
+    ready_at = time.perf_counter()
+    times = asyncio.run(stream_one(server.port, neuron_body(Job([5, 6, 7], 2))))
+    server.post("/models/unload", {"model_id": MODEL})
+    return ready_at - began_at, times.arrived_at[0] - began_at
+
+
+def read_all(folder: Path) -> float:
+    """Return the seconds it takes to read all files."""
+    began_at = time.perf_counter()
+    for path in files_of(folder):
+        with path.open("rb", buffering=0) as file:
+            while file.read(BLOCK_BYTES):
+                pass
+    return time.perf_counter() - began_at
+
+
+def set_cached(folder: Path, *, is_cold: bool) -> None:
+    """Bring all files into the page cache, or have the system drop them from it."""
+    read_all(folder)
+    if not is_cold:
+        return
+    for path in files_of(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # what is not written yet cannot be dropped
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+if __name__ == "__main__":
+    main()
