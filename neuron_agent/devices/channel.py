@@ -22,12 +22,21 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 # --- what a request asks for -------------------------------------------------------------------
 
 
-class Sampling(msgspec.Struct, frozen=True):
-    """How the next token is chosen. `temperature == 0` is greedy."""
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the next token is chosen. `temperature == 0` is greedy; the defaults change nothing.
+
+    Presence and frequency penalties look at the generated tokens, as OpenAI has it; the repetition
+    penalty looks at the prompt too, as transformers has it.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0 = off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}  # token id -> what is added to its logit
     seed: int | None = None
 
 
@@ -51,16 +60,20 @@ class UnloadModel(Message, frozen=True):
     model_id: str
 
 
-class Submit(Message, frozen=True):
+class Submit(Message, frozen=True, omit_defaults=True):
     """Generate for one request. `request_id` is unique for the life of the device process."""
 
     request_id: str
     model_id: str
     prompt_ids: list[int]
     max_tokens: int
-    stop_ids: list[int]
+    stop_ids: list[int]  # empty = no token ends the text
     sampling: Sampling = Sampling()
     principal: str = ""
+    min_tokens: int = 0  # no stop token may be chosen before so many tokens
+    num_logprobs: int | None = None  # None = none; 0 = the chosen token's; k = the k best too
+    grammar: str | None = None  # what the text must match, in llguidance's JSON form
+    wants_embedding: bool = False  # compute the prompt, answer with its embedding, end with stop
 
 
 class Cancel(Message, frozen=True):
@@ -108,6 +121,7 @@ class ModelReady(Message, frozen=True):
     dtype: str
     load_seconds: float
     slow_lane: bool = False  # transformers' own cache, one sequence at a time
+    quant: str | None = None  # None = weights in `dtype`
     needed_bytes: int | None = None  # what it would ask for on another device
 
 
@@ -124,7 +138,14 @@ class ModelUnloaded(Message, frozen=True):
     model_id: str
 
 
-class Output(msgspec.Struct, frozen=True):
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithms of probabilities, of the model's own distribution at temperature 1."""
+
+    logprob: float  # of the chosen token
+    top: list[tuple[int, float]] = []  # the best tokens, best first
+
+
+class Output(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one step gave one request. `finish` is None while it runs; then one of
     stop, length, cancelled, device_fault, error. The tokens of a stopped request leave out the
     stop token. Numbers that are known only at an event are None elsewhere."""
@@ -139,6 +160,8 @@ class Output(msgspec.Struct, frozen=True):
     queue_ms: float | None = None  # with the first token
     prefill_ms: float | None = None  # with the first token
     num_generated: int | None = None  # with the finish: tokens computed, the stop token included
+    logprobs: list[TokenLogprob] | None = None  # one per token of `token_ids`, if asked for
+    embedding: list[float] | None = None  # of unit length, with the finish, if asked for
 
 
 class Outputs(Message, frozen=True):

@@ -239,6 +239,7 @@ class Worker:
             context_tokens=limits.context_tokens,
             kv_tokens=limits.kv_tokens,
             dtype=limits.dtype,
+            quant=limits.quant,
             load_seconds=seconds,
             slow_lane=engine.is_slow_lane,
         )
@@ -293,6 +294,9 @@ class Worker:
         self._put([output])
 
     def _recover_memory(self, model_id: str, fault: Fault) -> None:
+        """Give up what every model on the device keeps only because it may be of use."""
+        for engine in self._engines.values():
+            engine.drop_prefixes()
         self._device.empty_caches()
         self._send(OutOfMemory(fault.text, model_id))
 

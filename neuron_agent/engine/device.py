@@ -15,9 +15,9 @@ from transformers.utils import logging
 
 from neuron_agent.devices.channel import LoadModel, Started
 from neuron_agent.engine.engine import Engine
-from neuron_agent.engine.loader import LoadContext, load_engine
+from neuron_agent.engine.loading.loader import LoadContext, load_engine
+from neuron_agent.engine.loading.progress import Progress, anonymous_bytes
 from neuron_agent.engine.memory import MemoryBooks
-from neuron_agent.engine.progress import Progress
 
 CUDA_HEADROOM_BYTES = 512 * 1024 * 1024
 """Kept free on a GPU: library workspaces and fragments that no sum foresees."""
@@ -62,7 +62,9 @@ class TorchDevice:
 
     def load(self, command: LoadModel, progress: Progress) -> Engine:
         """Load a model and enter its claim. Raises LoadRefused, or what torch raises."""
-        context = LoadContext(self._device, lambda: self._books.free_bytes, self._clock, progress)
+        context = LoadContext(
+            self._device, lambda: self._books.free_bytes, self._clock, progress, self._used_bytes
+        )
         engine = load_engine(command, context)
         self._books.claim(command.model_id, engine.limits.memory_bytes)
         return engine
@@ -86,6 +88,14 @@ class TorchDevice:
             torch.cuda.empty_cache()
         else:
             _trim_heap()
+
+    def _used_bytes(self) -> int:
+        """What this process has in use on the device, memory that is only kept ready left out."""
+        if self._is_cuda:
+            torch.cuda.empty_cache()
+            return torch.cuda.memory_reserved(self._device)
+        _trim_heap()
+        return anonymous_bytes()
 
     def _total_bytes(self) -> int:
         if self._memory_bytes is not None:

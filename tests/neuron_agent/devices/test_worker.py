@@ -46,6 +46,7 @@ class FakeLimits:
     memory_bytes: int = 300
     needed_bytes: int = 250
     dtype: str = "float32"
+    quant: str | None = "int8"
 
 
 class FakeEngine:
@@ -59,6 +60,7 @@ class FakeEngine:
         self.left: dict[str, int] = {}
         self.faults: deque[Exception] = deque()
         self.is_closed = False
+        self.num_dropped = 0
 
     @property
     def has_work(self) -> bool:
@@ -85,6 +87,9 @@ class FakeEngine:
         if is_last:
             del self.left[request_id]
         return Output(request_id, [5], finish="length" if is_last else None)
+
+    def drop_prefixes(self) -> None:
+        self.num_dropped += 1
 
     def give_up_one(self, code: ErrorCode, message: str) -> Output | None:
         if not self.left:
@@ -215,7 +220,7 @@ def test_a_load_tells_its_stages_then_that_it_is_ready(bench: Bench) -> None:
     assert kinds == [ModelLoading, ModelReady]
     ready = bench.of(ModelReady)[0]
     assert (ready.context_tokens, ready.kv_tokens, ready.memory_bytes) == (100, 200, 300)
-    assert ready.needed_bytes == 250
+    assert (ready.needed_bytes, ready.quant) == (250, "int8")
     assert ready.load_seconds > 0
 
 
@@ -332,6 +337,13 @@ def test_out_of_memory_fails_one_request_and_empties_caches(bench: Bench) -> Non
     assert bench.device.num_emptied == 1
     assert bench.of(OutOfMemory)[0].model_id == "m"
     bench.assert_serves()
+
+
+def test_out_of_memory_takes_what_any_model_keeps_for_reuse(bench: Bench) -> None:
+    bench.tell(load("n"))
+    bench.device.engines["m"].faults.append(FULL)
+    bench.tell(submit("a"))
+    assert [engine.num_dropped for engine in bench.device.engines.values()] == [1, 1]
 
 
 def test_a_sticky_error_ends_all_requests_and_refuses_later_ones(bench: Bench) -> None:

@@ -3,16 +3,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from neuron_agent.devices.channel import Output, Sampling, Submit
 from neuron_agent.engine.engine import Engine
-from neuron_agent.engine.forward import PackedForward, SequenceFailed
+from neuron_agent.engine.forwards.forward import Computed, PackedForward, SequenceFailed
+from neuron_agent.engine.forwards.slot_cache import SlotCache
 from neuron_agent.engine.refusals import RequestRefused
 from neuron_agent.protocol import ErrorCode
 from neuron_agent.scheduling.batch import Batch
+from neuron_agent.scheduling.pool import KvLayout
 from neuron_agent.scheduling.scheduler import SchedulerLimits
 from tests.neuron_agent.engine.workbench import (
+    CROWD,
     GREEDY,
     PROMPTS,
     engine_over,
@@ -31,22 +33,34 @@ class FlakyForward:
     """A real forward with knobs: fail some calls, or spoil the logits of some requests."""
 
     is_slow_lane = False
+    layout = KvLayout.SLOTS
+    block_tokens = 1
 
     def __init__(self) -> None:
-        self.inner = PackedForward(build_tiny("qwen3"))
+        self.cache = SlotCache()
+        self.inner = PackedForward(build_tiny("qwen3"), self.cache)
         self.num_failures = 0
         self.culprit: str | None = None
         self.spoilt: set[str] = set()
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        logits = self.inner.logits(batch)
+    def compute(self, batch: Batch) -> Computed:
+        computed = self.inner.compute(batch)
         if self.num_failures:
             self.num_failures -= 1
             raise SequenceFailed(self.culprit) if self.culprit else ValueError("failed")
         for row, chunk in enumerate(batch.sampled):
             if chunk.request_id in self.spoilt:
-                logits[row] = math.nan
-        return logits
+                computed.logits[row] = math.nan
+        for row, chunk in enumerate(batch.embedded):
+            if chunk.request_id in self.spoilt:
+                computed.hidden[row] = math.nan
+        return computed
+
+    def reserve(self, kv_tokens: int) -> None:
+        self.inner.reserve(kv_tokens)
+
+    def warm_up(self, max_in_flight: int) -> None:
+        self.inner.warm_up(max_in_flight)
 
     def release(self, slot: int) -> None:
         self.inner.release(slot)
@@ -68,16 +82,23 @@ def flaky_engine(flaky: FlakyForward) -> Engine:
 # --- equal output ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "is_slow_lane"),
-    [("qwen3", False), ("llama", False), ("mistral", True), ("gemma3", True), ("lfm2", True)],
-)
-def test_greedy_output_in_a_crowd_is_that_of_generate(
+KINDS = [
+    ("qwen3", False),
+    ("llama", False),
+    ("mistral", False),
+    ("gemma3", False),
+    ("lfm2", True),
+    ("mamba", True),
+]
+
+
+@pytest.mark.parametrize(("kind", "is_slow_lane"), KINDS)
+def test_greedy_output_of_32_in_a_crowd_is_that_of_generate(
     tiny_folder: Callable[[str], Path], kind: str, is_slow_lane: bool
 ) -> None:
     engine = load(tiny_folder(kind))
     assert engine.is_slow_lane is is_slow_lane
-    crowd = [submit(str(i), prompt, 8 + 5 * i) for i, prompt in enumerate(PROMPTS)]
+    crowd = [submit(str(i), prompt, number) for i, (prompt, number) in enumerate(CROWD)]
     together = run(engine, *crowd)
     for one in crowd:
         expected = reference(kind, tuple(one.prompt_ids), one.max_tokens)
@@ -99,7 +120,7 @@ def test_requests_that_join_midway_change_nothing(engine: Engine) -> None:
 
 def test_a_full_cache_changes_nothing() -> None:
     engine = engine_over(
-        PackedForward(build_tiny("qwen3")),
+        PackedForward(build_tiny("qwen3"), SlotCache()),
         kv_tokens=CONTEXT_TOKENS,
         scheduling=SchedulerLimits(reserve_tokens=4),
     )
@@ -164,25 +185,29 @@ def test_prefill_tells_its_progress_and_the_first_token_its_times(engine: Engine
 
 
 def test_a_cancelled_request_is_gone_with_its_memory(flaky: FlakyForward) -> None:
+    """What it shared with nobody stays for the next prompt alike, until memory is wanted."""
     engine = engine_over(flaky)
     engine.add(submit("a", PROMPTS[2], 100))
     engine.add(submit("b", PROMPTS[1], 100))
     engine.step()
-    assert flaky.inner.cache.num_slots == 2
+    assert flaky.cache.num_slots == 2
     output = engine.cancel("a")
     assert output is not None
     assert (output.finish, output.num_generated) == ("cancelled", 1)
-    assert flaky.inner.cache.num_slots == 1
+    engine.drop_prefixes()
+    assert flaky.cache.num_slots == 1
     assert {one.request_id for one in engine.step()} == {"b"}
     assert engine.cancel("a") is None
     engine.check_integrity()
 
 
-def test_nothing_is_kept_of_requests_that_ended(flaky: FlakyForward) -> None:
+def test_only_prefixes_are_kept_of_requests_that_ended(flaky: FlakyForward) -> None:
     engine = engine_over(flaky)
     run(engine, *(submit(str(i), prompt) for i, prompt in enumerate(PROMPTS)))
-    assert flaky.inner.cache.allocated_bytes == 0
-    assert engine._parameters == {}
+    assert flaky.cache.allocated_bytes > 0
+    engine.drop_prefixes()
+    assert flaky.cache.allocated_bytes == 0
+    assert engine._rows == {}
     assert engine.report().kv_used_ratio == 0
 
 
@@ -271,7 +296,7 @@ def test_nan_logits_fail_their_request_and_are_counted(
 
 
 def test_a_report_counts_what_runs_and_waits() -> None:
-    engine = engine_over(PackedForward(build_tiny("qwen3")), max_in_flight=2)
+    engine = engine_over(PackedForward(build_tiny("qwen3"), SlotCache()), max_in_flight=2)
     for name in "abc":
         engine.add(submit(name, PROMPTS[1], sampling=GREEDY))
     engine.step()

@@ -1,16 +1,18 @@
 """Engines for tests: loaded from tiny folders, driven step by step in the test's own thread."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import count
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from neuron_agent.devices.channel import LoadModel, Output, Sampling, Submit
 from neuron_agent.engine.engine import Engine, EngineLimits
-from neuron_agent.engine.forward import Forward
-from neuron_agent.engine.loader import LoadContext, load_engine
+from neuron_agent.engine.forwards.forward import Forward
+from neuron_agent.engine.loading.loader import LoadContext, load_engine
+from neuron_agent.engine.sampling.grammar import GrammarCompiler
 from neuron_agent.scheduling.scheduler import SchedulerLimits
 from tests.neuron_agent.tiny_models import CONTEXT_TOKENS, VOCABULARY_SIZE, build_tiny
 
@@ -21,6 +23,11 @@ PROMPTS = [
     for length in (1, 5, 40, 290, 17, 70)
 ]
 """Of mixed lengths; one is longer than a step's token budget."""
+CROWD = [
+    ([(11 * place + 17 * number) % VOCABULARY_SIZE for place in range(1 + 9 * number)], num_tokens)
+    for number, num_tokens in enumerate([3, 24, 9, 6] * 8)
+]
+"""Thirty-two prompts of 1 to 280 tokens, and how many tokens to generate for each."""
 
 
 class Ticks:
@@ -49,16 +56,20 @@ def engine_over(
     kv_tokens: int = 4096,
     max_in_flight: int = 8,
     scheduling: SchedulerLimits | None = None,
+    grammars: GrammarCompiler | None = None,
+    vocabulary_size: int = VOCABULARY_SIZE,
+    clock: Callable[[], float] | None = None,
 ) -> Engine:
-    limits = EngineLimits(CONTEXT_TOKENS, kv_tokens, VOCABULARY_SIZE, max_in_flight)
+    limits = EngineLimits(CONTEXT_TOKENS, kv_tokens, vocabulary_size, max_in_flight)
     seeds = count(1000)
     return Engine(
         "m",
         forward,
         limits,
-        clock=Ticks(),
+        clock=clock or Ticks(),
         fresh_seed=lambda: next(seeds),
         scheduling=scheduling,
+        grammars=grammars,
     )
 
 
@@ -89,10 +100,15 @@ def tokens(outputs: list[Output]) -> list[int]:
 
 
 @cache
+def _reference_model(kind: str) -> PreTrainedModel:
+    return build_tiny(kind)
+
+
+@cache
 def reference(kind: str, prompt: tuple[int, ...], max_tokens: int) -> list[int]:
     """What transformers' own generate() gives at temperature 0."""
     with torch.no_grad():
-        ids = build_tiny(kind).generate(
+        ids = _reference_model(kind).generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=max_tokens,
