@@ -101,9 +101,9 @@ HARMLESS: dict[str, dict[str, Any]] = {
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     models = tmp_path_factory.mktemp("models")
     with Front(SETTINGS) as front:
-        assert front.load(write_talking_model(models / "tiny")).status == 200
+        assert front.load(write_talking_model(models / "tiny"), dtype="float32").status == 200
         bomb = write_talking_model(models / "bomb", template=TEMPLATE_BOMB)
-        assert front.load(bomb, BOMB).status == 200
+        assert front.load(bomb, BOMB, dtype="float32").status == 200
         yield front
 
 

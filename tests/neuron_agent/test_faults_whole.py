@@ -60,8 +60,8 @@ def running_front(
     """Yield a neuron with a model on each of two devices, and what the first model says."""
     folder = write_talking_model(tmp_path_factory.mktemp("models") / "tiny")
     with Front(SETTINGS, {FAULT_FILE: str(fault_file)}) as front:
-        assert front.load(folder, devices=[0]).status == 200
-        assert front.load(folder, NEIGHBOUR, devices=[1]).status == 200
+        assert front.load(folder, devices=[0], dtype="float32").status == 200
+        assert front.load(folder, NEIGHBOUR, devices=[1], dtype="float32").status == 200
         yield front, stream_text(front, PREDICTABLE)
 
 

@@ -1,6 +1,8 @@
 """For tests of the whole neuron: a small random model that can be talked to, and ways to ask it.
 
-It says nothing sensible, but with temperature 0 always the same.
+It says nothing sensible, but with temperature 0 always the same, if it is loaded in float32: in
+bfloat16 a random model's best tokens are so near to each other that a shared beginning of a
+prompt, which is computed in other pieces, may change the choice.
 """
 
 import json
