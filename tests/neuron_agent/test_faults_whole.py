@@ -138,7 +138,8 @@ def test_killed_process_is_replaced_in_the_middle_of_streams(front: Front) -> No
 def test_error_that_is_no_poison_ends_one_request_and_nothing_else(
     front: Front, fault_file: Path, error: str
 ) -> None:
-    bodies = [body_of(number, 300) for number in range(4)]
+    # Long enough to be seen running: the device says so once a second.
+    bodies = [body_of(number, BYSTANDER_TOKENS) for number in range(4)]
     expected = expected_texts(front, bodies)
     pids = pid_of(front, 0), pid_of(front, 1)
     with (
