@@ -309,7 +309,7 @@ class ErrorBody:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of a finished request, inside its last control frame."""
+    """Token counts of a request; before its first token there are no completion tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -335,9 +335,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ControlFrame:
-    """What follows `: cortex ` in a stream: progress on the way, usage once at the end.
+    """What follows `: cortex ` in a stream: progress on the way, usage before the text and after.
 
-    `ids` are the tokens behind the frame that follows, of choice 0 where `choice` is None.
+    The first usage comes once the prompt is read, before any text, reasoning or tool call: its
+    completion tokens are 0, and there is no finish reason. The last frame has all of it, and the
+    `stop_sequence` that ended choice 0 where one did. `ids` are the tokens behind the frame that
+    follows, of choice 0 where `choice` is None.
     """
 
     progress: Progress | None = None
@@ -346,3 +349,4 @@ class ControlFrame:
     finish_reason: str | None = None
     ids: tuple[int, ...] | None = None
     choice: int | None = None
+    stop_sequence: str | None = None

@@ -43,7 +43,6 @@ from neuron_agent.model_state import ModelState
 from neuron_agent.protocol import (
     FRAMES_HEADER,
     PRINCIPAL_HEADER,
-    ErrorCode,
     LoadAccepted,
     LoadRequest,
     ModelPhase,
@@ -52,7 +51,6 @@ from neuron_agent.protocol import (
     UnloadRequest,
 )
 from neuron_agent.sources import repository
-from neuron_agent.sources.model_text import ModelText
 from neuron_agent.supervisor import Supervisor
 from neuron_agent.wire import sse
 from neuron_agent.wire.chat_request import parse_chat_request
@@ -209,29 +207,25 @@ class _Routes:
 
     async def tokenize(self, request: Request) -> Response:
         wanted = await _parse(parse_tokenize_request, await read_body(request))
-        model, text = self._model_with_text(wanted.model)
+        text = await self._supervisor.text_of(wanted.model)
         if wanted.conversation is not None:
             token_ids = await tokenize_conversation(text, wanted.conversation)
         else:
             token_ids = await asyncio.to_thread(
                 text.encode, wanted.prompt or "", wanted.adds_special_tokens
             )
-        limit = model.context_tokens or None
-        return Response(encode_tokens(token_ids, limit), media_type=JSON)
+        model = self._supervisor.models.get(wanted.model.model_id)
+        limit = model.context_tokens or None if model else None
+        body = encode_tokens(token_ids, limit, returns_tokens=wanted.returns_tokens)
+        return Response(body, media_type=JSON)
 
     async def detokenize(self, request: Request) -> Response:
         wanted = await _parse(parse_detokenize_request, await read_body(request))
-        _, text = self._model_with_text(wanted.model)
+        text = await self._supervisor.text_of(LoadRequest(wanted.model))
         prompt = await asyncio.to_thread(
             text.tokenizer.decode, list(wanted.token_ids), skip_special_tokens=False
         )
         return Response(encode_prompt(prompt), media_type=JSON)
-
-    def _model_with_text(self, model_id: str) -> tuple[ModelState, ModelText]:
-        model = self._supervisor.find(model_id)
-        if model.text is None:
-            raise NotFound(f"{model.id} has no tokenizer yet", code=ErrorCode.MODEL_NOT_LOADED)
-        return model, model.text
 
 
 def _caller(request: Request) -> Caller:

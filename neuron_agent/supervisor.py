@@ -32,8 +32,9 @@ from neuron_agent.protocol import (
     UnloadRequest,
 )
 from neuron_agent.sources import repository
-from neuron_agent.sources.model_text import read_model_text
+from neuron_agent.sources.model_text import ModelText, read_model_text
 from neuron_agent.text.chat_template import import_renderer
+from neuron_agent.text_library import TextLibrary
 from neuron_agent.wire.json_body import check_range
 
 log = structlog.get_logger()
@@ -70,6 +71,7 @@ class Supervisor:
             ManagedDevice(spec, config, environment, self.faults.append)
             for spec in inventory.devices
         )
+        self.texts = TextLibrary(config.hf_cache, config.registries)
         self._tasks: set[asyncio.Task[None]] = set()
         # A hub may take hours to answer and a sick driver may never: neither may hold a thread
         # that a request's text is waiting for.
@@ -123,6 +125,7 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.texts.close()
         for threads in (self._download_threads, self._sensor_thread):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -268,6 +271,13 @@ class Supervisor:
             )
         return model
 
+    async def text_of(self, request: LoadRequest) -> ModelText:
+        """Return the text side of a model, be it loaded or not. Raises NotFound, Unprocessable."""
+        model = self.models.get(request.model_id)
+        if model is not None and model.text is not None:
+            return model.text
+        return await self.texts.text_of(request)
+
     def find_serving(self, model_id: str) -> ModelState:
         """Return a model for a new request. Raises NotFound, or Unavailable before a restart."""
         model = self.find(model_id)
@@ -302,6 +312,8 @@ class Supervisor:
         await _until_gone(model)
         if self.models.get(model.id) is model:
             del self.models[model.id]
+            if model.text is not None:
+                self.texts.keep(model.request, model.text)
 
     def _take_off_device(self, model: ModelState) -> None:
         device = None if model.device_index is None else self.devices[model.device_index]

@@ -58,6 +58,11 @@ class Choice:
         )
         self._num_calls = 0
 
+    @property
+    def stop_sequence(self) -> str | None:
+        """The stop string that ended it."""
+        return self._stop.hit
+
     def take(self, output: Output) -> list[ChatEvent]:
         """Return the events of an output whose finish is none, stop or length."""
         self._note(output)

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -23,7 +23,7 @@ from neuron_agent.protocol import ErrorCode, Timing, Usage
 from neuron_agent.supervisor import Supervisor
 from neuron_agent.wire.chat_request import ChatRequest
 from neuron_agent.wire.completion_request import CompletionRequest
-from neuron_agent.wire.events import ChatEvent, Finished, Waited
+from neuron_agent.wire.events import ChatEvent, Finished, PromptRead, Waited
 
 log = structlog.get_logger()
 
@@ -126,6 +126,7 @@ class _Run:
         self._running = {running.place.id: running for running in self._all}
         self._submitted_at = 0.0
         self._first_token_at: float | None = None
+        self._has_read_prompt = False
 
     def _assign(self, places: Sequence[RunningRequest]) -> list[_Running]:
         """Return the choices of all prompts, those of one prompt next to each other."""
@@ -196,6 +197,9 @@ class _Run:
         events = running.choice.take(output)
         if running.choice.finish_reason is not None:
             self._end(running)
+        if events and not self._has_read_prompt:
+            self._has_read_prompt = True
+            return [PromptRead(self._prompt_usage()), *events]
         return events
 
     def _end(self, running: _Running) -> None:
@@ -230,6 +234,11 @@ class _Run:
         """Each prompt counts once, however many choices it has."""
         return sum(len(plan.token_ids) for plan in self._plans)
 
+    def _prompt_usage(self) -> Usage:
+        """Return what the prompts cost, as far as they are read; the choices of one share it."""
+        cached_tokens = sum(r.choice.cached_tokens for r in self._all if r.number == 0)
+        return Usage(self._num_prompt_tokens, completion_tokens=0, cached_tokens=cached_tokens)
+
     @property
     def _num_tokens(self) -> int:
         return sum(running.choice.num_tokens for running in self._all)
@@ -241,10 +250,9 @@ class _Run:
         decode_ms = 0.0
         if self._first_token_at is not None:
             decode_ms = (time.monotonic() - self._first_token_at) * 1000
-        usage = Usage(
-            prompt_tokens=self._num_prompt_tokens,
+        usage = replace(
+            self._prompt_usage(),
             completion_tokens=self._num_tokens,
-            cached_tokens=sum(r.choice.cached_tokens for r in self._all if r.number == 0),
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in choices),
         )
         timing = Timing(
@@ -252,7 +260,7 @@ class _Run:
             prefill_ms=max(choice.prefill_ms for choice in choices),
             decode_ms=round(decode_ms, 3),
         )
-        return Finished(reason, usage, timing)
+        return Finished(reason, usage, timing, choices[0].stop_sequence)
 
     def _count(self, *, has_ended: bool) -> None:
         self._model.prompt_tokens_total += self._num_prompt_tokens

@@ -18,11 +18,20 @@ from typing import Any
 from neuron_agent.config import RegistryConfig
 from neuron_agent.errors import Unprocessable
 from neuron_agent.protocol import CachedModel, ErrorCode, LoadProgress
-from neuron_agent.sources.repository_files import choose_side_files, choose_weights
+from neuron_agent.sources.repository_files import (
+    choose_side_files,
+    choose_weights,
+    empty_repository,
+)
 
 FETCH_SHARE_PERCENT = 50.0
 """How much of a load's progress bar the fetching fills, when there is something to fetch."""
 LISTING_TIMEOUT_SECONDS = 30.0
+WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+INDEX_SUFFIX = ".index.json"
+"""Of files that say which part holds which weight: no text."""
+MAX_SIDE_FILE_BYTES = 128 * 2**20
+"""Larger than any tokenizer: what is larger is no small file."""
 _REPOSITORY_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BY_ADDRESS = re.compile(r"registry://(?P<host>[\w.-]+(:\d+)?)/(?P<repository>[\w.-]+/[\w.-]+)")
 _BY_NAME = re.compile(r"(?P<name>[\w-]+):(?P<repository>[\w.-]+(/[\w.-]+)?)")
@@ -106,7 +115,7 @@ def fetch(repository: Repository, quant: str | None, on_progress: OnProgress) ->
     try:
         sizes = _file_sizes(repository)
     except Exception as error:  # network, registry: some twenty kinds, all meaning the same
-        cached = _cached_folder(repository)
+        cached = cached_folder(repository)
         if cached is None or not _holds_weights(cached, quant):
             raise fetch_failed(_reason(error)) from error
         return cached
@@ -124,6 +133,26 @@ def fetch(repository: Repository, quant: str | None, on_progress: OnProgress) ->
         raise fetch_failed(_reason(error)) from error
 
 
+def fetch_side_files(repository: Repository) -> Path:
+    """Return the local folder of a repository, with its small files and no weights.
+
+    Raises Unprocessable.
+    """
+    try:
+        sizes = _file_sizes(repository)
+        side_files = (name for name in choose_side_files(sizes) if not name.endswith(INDEX_SUFFIX))
+        wanted = {n: sizes[n] for n in side_files if sizes[n] <= MAX_SIDE_FILE_BYTES}
+        if not wanted:
+            raise empty_repository()
+        missing_bytes = _missing_bytes(repository, wanted)
+        _check_disk(repository, missing_bytes)
+        return _download(repository, list(wanted), missing_bytes, lambda progress: None)
+    except Unprocessable:
+        raise
+    except Exception as error:  # network, registry, disk: the same as above
+        raise fetch_failed(_reason(error)) from error
+
+
 def list_cached_models(cache_folder: str | None) -> tuple[CachedModel, ...]:
     """Return the hub's models that are on this host's disk already."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
@@ -132,11 +161,17 @@ def list_cached_models(cache_folder: str | None) -> tuple[CachedModel, ...]:
         cache = scan_cache_dir(cache_folder)
     except (CacheNotFound, ValueError, OSError):
         return ()
-    models = [repo for repo in cache.repos if repo.repo_type == "model"]
+    models = [repo for repo in cache.repos if repo.repo_type == "model" and _has_weights(repo)]
     return tuple(
         CachedModel(repo.repo_id, repo.size_on_disk)
         for repo in sorted(models, key=lambda repo: repo.repo_id)
     )
+
+
+def _has_weights(repo: Any) -> bool:
+    """Whether there is more of a cached repository than its text side."""
+    names = (file.file_name for revision in repo.revisions for file in revision.files)
+    return any(name.endswith(WEIGHT_SUFFIXES) for name in names)
 
 
 def _file_sizes(repository: Repository) -> dict[str, int]:
@@ -152,7 +187,7 @@ def _file_sizes(repository: Repository) -> dict[str, int]:
     return {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
 
-def _cached_folder(repository: Repository) -> Path | None:
+def cached_folder(repository: Repository) -> Path | None:
     """Return what was fetched of a repository before, be it whole or not."""
     from huggingface_hub import snapshot_download
 
@@ -179,7 +214,7 @@ def _holds_weights(folder: Path, quant: str | None) -> bool:
 
 def _missing_bytes(repository: Repository, sizes: Mapping[str, int]) -> int:
     """Return the size of the files that are not here whole yet."""
-    cached = _cached_folder(repository)
+    cached = cached_folder(repository)
     return sum(
         size for name, size in sizes.items() if cached is None or not (cached / name).exists()
     )

@@ -1,7 +1,7 @@
 """Where a model lies on this host: a folder or a GGUF file, fetched from a registry if need be.
 
-It answers with a path and knows neither devices nor phases. Everything here may block on disk or
-network: the supervisor calls it in a thread.
+Its text side alone may lie here without weights. It answers with a path and knows neither devices
+nor phases. Everything here may block on disk or network: callers use threads.
 """
 
 import os
@@ -15,16 +15,34 @@ from neuron_agent.protocol import IN_SITU_QUANTS, ErrorCode, LoadRequest
 from neuron_agent.sources.gguf_file import BadGguf, part_names, quant_name, read_gguf
 from neuron_agent.sources.hub import (
     OnProgress,
+    cached_folder,
     fetch,
     fetch_failed,
+    fetch_side_files,
     find_repository,
     list_cached_models,
 )
 from neuron_agent.sources.repository_files import choose_weights, empty_repository, quant_of
 
-__all__ = ["find_folder", "list_cached_models", "local_folder", "weight_bytes"]
+__all__ = [
+    "fetch_text",
+    "find_folder",
+    "find_text",
+    "list_cached_models",
+    "local_folder",
+    "weight_bytes",
+]
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Any of these beside a tokenizer_config.json is a tokenizer."""
 
 
 def find_folder(
@@ -45,6 +63,39 @@ def find_folder(
     if path.suffix == ".gguf":
         return _check_file(path, request.quant)
     return _choose_within(path, request.quant)
+
+
+def find_text(
+    request: LoadRequest, cache_folder: str | None, registries: Mapping[str, RegistryConfig]
+) -> Path | None:
+    """Return what of this host the text side of a model can be read from, None if it is not here.
+
+    It needs no weights. Raises Unprocessable where fetching would not help.
+    """
+    path = local_folder(request)
+    if path is not None:
+        return _with_text(path, request.quant) or path
+    source = request.source or request.model_id
+    folder = cached_folder(find_repository(source, request.revision, cache_folder, registries))
+    return None if folder is None else _with_text(folder, request.quant)
+
+
+def fetch_text(
+    request: LoadRequest, cache_folder: str | None, registries: Mapping[str, RegistryConfig]
+) -> Path:
+    """Return the text side of a repository's model, after its small files were fetched.
+
+    Raises Unprocessable.
+    """
+    source = request.source or request.model_id
+    folder = fetch_side_files(find_repository(source, request.revision, cache_folder, registries))
+    path = _with_text(folder, request.quant)
+    if path is None:
+        raise fetch_failed(
+            "the repository has no tokenizer beside its weights",
+            hint="load the model: a GGUF file has a tokenizer in it",
+        )
+    return path
 
 
 def local_folder(request: LoadRequest) -> Path | None:
@@ -73,17 +124,35 @@ def weight_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
+def _with_text(path: Path, quant: str | None) -> Path | None:
+    """Return the GGUF file that would be loaded, else the folder; None if it has no tokenizer."""
+    if path.suffix == ".gguf":
+        return path.with_name(part_names(path.name)[0])
+    names = _names_within(path)
+    for any_quant in (quant, None):  # all files of a repository have the same tokenizer
+        with suppress(Unprocessable):  # no weights here, or not these
+            first = path / choose_weights(names, any_quant)[0]
+            if first.suffix == ".gguf":
+                return first
+    is_whole = (path / "tokenizer_config.json").is_file()
+    has_tokenizer = any((path / name).is_file() for name in TOKENIZER_FILES)
+    return path if is_whole and has_tokenizer else None
+
+
 def _choose_within(folder: Path, quant: str | None) -> Path:
-    try:
-        names = [str(file.relative_to(folder)) for file in _files_within(folder)]
-    except OSError as error:
-        raise fetch_failed("the source folder cannot be read by this neuron") from error
-    first = folder / choose_weights(names, quant)[0]
+    first = folder / choose_weights(_names_within(folder), quant)[0]
     if first.suffix == ".gguf":
         return first
     if weight_bytes(folder) == 0 or not (folder / "config.json").is_file():
         raise empty_repository()
     return folder
+
+
+def _names_within(folder: Path) -> list[str]:
+    try:
+        return [str(file.relative_to(folder)) for file in _files_within(folder)]
+    except OSError as error:
+        raise fetch_failed("the source folder cannot be read by this neuron") from error
 
 
 def _files_within(folder: Path) -> Iterator[Path]:

@@ -2,7 +2,9 @@
 
 Templates are programs from the hub: they run in a sandbox on a budget, and whatever they raise
 fails the one request. Nothing is added to a conversation or taken from it: a template that cannot
-show the tools is an error, not a shorter prompt. It knows no tokens and no HTTP.
+show the tools is an error, not a shorter prompt. Where it refuses a conversation as it is, or skips
+instructions in its midst, it gets it in another form (see system_messages). It knows no tokens and
+no HTTP.
 """
 
 import hashlib
@@ -13,10 +15,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from neuron_agent.errors import Unprocessable
 from neuron_agent.protocol import ErrorCode
 from neuron_agent.text.sandbox.budget import TooMuch, budgeted
 from neuron_agent.text.sandbox.environment import compile_template, names_in
+from neuron_agent.text.system_messages import forms_of, shows_instructions
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -80,12 +85,38 @@ class ChatTemplate:
         if WANTS_SHORT_IDS.search(self.source):
             prepared = [_with_short_ids(message) for message in prepared]
         with budgeted(self.now):
+            return self._render_some_form(prepared, tools, extra)
+
+    def _render_some_form(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
+    ) -> str:
+        """Return the first form that shows all instructions, else the first one it takes at all."""
+        refusals: list[TemplateError] = []
+        prompts: list[str] = []
+        for form in forms_of(messages):
             try:
-                return self._run([*map(_with_objects, prepared)], tools, extra)
-            except TypeError:  # a few templates (DeepSeek's) add the arguments to their text
-                if not any("tool_calls" in message for message in prepared):
-                    raise
-                return self._run(prepared, tools, extra)
+                prompt = self._render_form(form, tools, extra)
+            except TooMuch:
+                raise
+            except TemplateError as refusal:
+                refusals.append(refusal)
+                continue
+            if shows_instructions(prompt, messages):
+                return prompt
+            prompts.append(prompt)
+        if not prompts:
+            raise refusals[0]
+        return prompts[0]
+
+    def _render_form(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
+    ) -> str:
+        try:
+            return self._run([*map(_with_objects, messages)], tools, extra)
+        except TypeError:  # a few templates (DeepSeek's) add the arguments to their text
+            if not any("tool_calls" in message for message in messages):
+                raise
+            return self._run(messages, tools, extra)
 
     def _run(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
@@ -116,7 +147,7 @@ def import_renderer() -> None:
     compile_template("")
 
 
-def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+def _with_objects(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a message with its calls' arguments as objects, as most templates want them."""
     if not message.get("tool_calls"):
         return message

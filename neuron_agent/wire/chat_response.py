@@ -15,6 +15,7 @@ from neuron_agent.wire.events import (
     ChoiceEvent,
     ChoiceFinished,
     Finished,
+    PromptRead,
     ReasoningDelta,
     TextDelta,
     TokenChance,
@@ -140,8 +141,8 @@ class ChatCollector:
                 self._message(choice).finish_reason = reason
             case Finished():
                 return self._body(event)
-            case Waited() | Tokens():
-                pass  # neither shows in an answer that comes at once
+            case Waited() | PromptRead() | Tokens():
+                pass  # none of them shows in an answer that comes at once
             case _:
                 assert_never(event)
         return None

@@ -17,6 +17,7 @@ from neuron_agent.wire.events import (
     ChoiceEvent,
     ChoiceFinished,
     Finished,
+    PromptRead,
     ReasoningDelta,
     TextDelta,
     TokenChance,
@@ -85,8 +86,8 @@ class CompletionCollector:
                 self._completion(choice).finish_reason = reason
             case Finished():
                 return self._body(event)
-            case Waited() | Tokens():
-                pass  # neither shows in an answer that comes at once
+            case Waited() | PromptRead() | Tokens():
+                pass  # none of them shows in an answer that comes at once
             case ReasoningDelta() | ToolCallStarted() | ToolArgumentsDelta():
                 raise AssertionError("a text completion is not read for reasoning or calls")
             case _:

@@ -19,6 +19,16 @@ class Waited:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptRead:
+    """The first token is computed: what the prompt cost is known. Comes once, before any choice.
+
+    With several prompts, what the later ones take from the cache is not counted yet.
+    """
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """The ids behind the events that follow, up to the next Tokens of the same choice."""
 
@@ -90,12 +100,16 @@ class ChoiceFinished:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event, after every choice is complete. `reason` is that of choice 0."""
+    """The last event, after every choice is complete. `reason` is that of choice 0.
+
+    `stop_sequence` is the stop string that ended choice 0, None where it ended otherwise.
+    """
 
     reason: str
     usage: Usage
     timing: Timing
+    stop_sequence: str | None = None
 
 
 ChoiceEvent = TextDelta | ReasoningDelta | ToolCallStarted | ToolArgumentsDelta | ChoiceFinished
-ChatEvent = Waited | Tokens | ChoiceEvent | Finished
+ChatEvent = Waited | PromptRead | Tokens | ChoiceEvent | Finished

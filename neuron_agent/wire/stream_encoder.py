@@ -20,7 +20,14 @@ from neuron_agent.protocol import (
     Usage,
 )
 from neuron_agent.wire import sse
-from neuron_agent.wire.events import ChatEvent, ChoiceEvent, Finished, Tokens, Waited
+from neuron_agent.wire.events import (
+    ChatEvent,
+    ChoiceEvent,
+    Finished,
+    PromptRead,
+    Tokens,
+    Waited,
+)
 
 KEEP_ALIVE_PERIOD_EVENTS = 3
 """One keep-alive for so many silent seconds, where the caller takes no control frames."""
@@ -64,6 +71,10 @@ class StreamEncoder(ABC):
         match event:
             case Waited():
                 return self._waited(event)
+            case PromptRead(usage):
+                return (
+                    _control(ControlFrame(usage=usage)) if self._framing.has_control_frames else b""
+                )
             case Tokens():
                 return self._token_ids(event)
             case Finished():
@@ -106,7 +117,12 @@ class StreamEncoder(ABC):
             frames += sse.data_frame({**self.chunk([]), "usage": usage_body(event.usage)})
         if self._framing.has_control_frames:
             frames += _control(
-                ControlFrame(usage=event.usage, timing=event.timing, finish_reason=event.reason)
+                ControlFrame(
+                    usage=event.usage,
+                    timing=event.timing,
+                    finish_reason=event.reason,
+                    stop_sequence=event.stop_sequence,
+                )
             )
         return frames + sse.DONE
 

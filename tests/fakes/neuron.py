@@ -23,7 +23,7 @@ import msgspec
 from neuron_agent import protocol
 from neuron_agent.protocol import ErrorCode, ErrorDetail, ModelPhase
 from tests.fakes.http_server import HOST, Exchange, HttpServer
-from tests.fakes.neuron_chat import ChatRequest, stream_reply, whole_reply
+from tests.fakes.neuron_chat import ChatRequest, count_prompt, stream_reply, whole_reply
 from tests.fakes.neuron_knobs import Knobs, Refusal, until
 from tests.fakes.neuron_models import FakeModel, FakeModels
 
@@ -159,6 +159,8 @@ class FakeNeuron:
                 _accept(exchange, self._models.unload(_parse(exchange, protocol.UnloadRequest)))
             case "POST", "/v1/chat/completions":
                 await self._chat(exchange, _parse(exchange, ChatRequest))
+            case "POST", "/tokenize":
+                _answer(exchange, self._token_count(_parse(exchange, ChatRequest)))
             case "GET", path if path.startswith("/models/") and path.endswith("/endpoint"):
                 self._models.find(path.removeprefix("/models/").removesuffix("/endpoint"))
                 _answer(exchange, {"url": self.url})
@@ -221,6 +223,17 @@ class FakeNeuron:
 
     def _is_poisoned(self, model: FakeModel) -> bool:
         return not self.knobs.poisoned_devices.isdisjoint(model.info.devices)
+
+    def _token_count(self, request: ChatRequest) -> dict[str, object]:
+        """Count as chat does, loaded or not; the ids are not told."""
+        if self.knobs.refuse_tokenize is not None:
+            raise self.knobs.refuse_tokenize
+        model = self._models.get(request.model)
+        limit = model.info.limit if model else None
+        return {
+            "count": count_prompt(request.messages),
+            "max_model_len": limit.context if limit else None,
+        }
 
     # --- chat ----------------------------------------------------------------------------------
 

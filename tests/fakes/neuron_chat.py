@@ -1,12 +1,13 @@
 """The chat answers of a fake neuron: what a neuron's frames look like, with words for tokens.
 
 The first chunk carries the role and the first token; then one chunk a token, one with the finish
-reason, one with the usage if it was asked for, the control frame if it was asked for, `[DONE]`.
+reason, one with the usage if it was asked for, `[DONE]`. Who asks for control frames gets the
+prompt's usage before the first chunk, and all of it before `[DONE]`.
 """
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -37,6 +38,7 @@ class ChatRequest:
     stream_options: StreamOptions = field(default_factory=StreamOptions)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    stop: str | list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class _Reply:
     finish_reason: str
     usage: Usage
     created: int
+    stop_sequence: str | None = None
 
     def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
@@ -84,6 +87,9 @@ async def stream_reply(exchange: Exchange, request: ChatRequest, knobs: Knobs) -
             await exchange.write(piece)
         exchange.end_stream()
         return
+    if with_frames:
+        read = replace(reply.usage, completion_tokens=0)
+        await exchange.write(_control_frame(ControlFrame(usage=read)))
     for num_sent, token in enumerate(reply.tokens[: knobs.drop_connection_after_tokens]):
         if num_sent:
             await pause(lambda: knobs.token_delay_seconds)
@@ -108,15 +114,33 @@ def _plan(request: ChatRequest, knobs: Knobs) -> _Reply:
     """Decide what to say. A prompt counts as many tokens as it has words."""
     tokens = knobs.reply_tokens or tuple(f"word{n} " for n in range(knobs.num_tokens))
     limit = request.max_completion_tokens or request.max_tokens or len(tokens)
-    prompt = " ".join(str(message.get("content")) for message in request.messages)
-    said = tokens[:limit]
+    until_stop, stop_sequence = _until_stop(tokens, request.stop)
+    said = until_stop[:limit]
     return _Reply(
         model=request.model,
         tokens=said,
-        finish_reason="stop" if len(said) == len(tokens) else "length",
-        usage=Usage(len(prompt.split()), len(said), cached_tokens=knobs.cached_tokens),
+        finish_reason="stop" if len(said) == len(until_stop) else "length",
+        usage=Usage(count_prompt(request.messages), len(said), cached_tokens=knobs.cached_tokens),
         created=int(time.time()),
+        stop_sequence=stop_sequence if said == until_stop else None,
     )
+
+
+def count_prompt(messages: list[dict[str, object]]) -> int:
+    """Return how many tokens a conversation counts as."""
+    return len(" ".join(str(message.get("content")) for message in messages).split())
+
+
+def _until_stop(
+    tokens: tuple[str, ...], stop: str | list[str] | None
+) -> tuple[tuple[str, ...], str | None]:
+    """Return the tokens before the first one that holds a stop string, and which one that is."""
+    stops = [stop] if isinstance(stop, str) else stop or []
+    for num_before, token in enumerate(tokens):
+        for each in stops:
+            if each in token:
+                return tokens[:num_before], each
+    return tokens, None
 
 
 async def _wait_for_first_token(exchange: Exchange, knobs: Knobs, with_frames: bool) -> None:
@@ -145,6 +169,7 @@ def _last_frames(reply: _Reply, include_usage: bool, with_frames: bool) -> Itera
                 usage=reply.usage,
                 timing=Timing(queue_ms=0.5, prefill_ms=2.0, decode_ms=float(len(reply.tokens))),
                 finish_reason=reply.finish_reason,
+                stop_sequence=reply.stop_sequence,
             )
         )
     yield b"data: [DONE]\n\n"

@@ -53,6 +53,9 @@ class Knobs:
     fail_load: tuple[str, str] | None = None
     """Code and message: loads are accepted and end as failed, after `load_seconds`."""
 
+    refuse_tokenize: Refusal | None = None
+    """Answer every count with this; without, this neuron has the tokenizer of any model."""
+
     # Chat
     max_in_flight: int = 256
     first_token_delay_seconds: float = 0.0

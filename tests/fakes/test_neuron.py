@@ -61,6 +61,12 @@ def data_frames(body: bytes) -> list[Any]:
     return [json.loads(frame.removeprefix(b"data: ")) for frame in frames]
 
 
+def controls(body: bytes) -> list[protocol.ControlFrame]:
+    prefix = protocol.CONTROL_FRAME_PREFIX
+    frames = [frame for frame in body.split(b"\n\n") if frame.startswith(prefix)]
+    return [msgspec.json.decode(f[len(prefix) :], type=protocol.ControlFrame) for f in frames]
+
+
 def test_a_stream_carries_role_and_text_first_then_finish_usage_and_done(neuron: FakeNeuron):
     neuron.place("m")
     asked = chat(stream=True, stream_options={"include_usage": True})
@@ -71,13 +77,31 @@ def test_a_stream_carries_role_and_text_first_then_finish_usage_and_done(neuron:
     assert [c["choices"][0]["finish_reason"] for c in chunks[:-1]] == [None] * 8 + ["stop"]
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["total_tokens"] == 2 + 8
-    control, done = body.split(b"\n\n")[-3:-1]
-    frame = msgspec.json.decode(
-        control.removeprefix(protocol.CONTROL_FRAME_PREFIX), type=protocol.ControlFrame
-    )
-    assert frame.usage == protocol.Usage(2, 8)
-    assert frame.finish_reason == "stop"
-    assert done == b"data: [DONE]"
+    before, frame = controls(body)
+    assert (before.usage, before.finish_reason) == (protocol.Usage(2, 0), None)
+    assert body.startswith(protocol.CONTROL_FRAME_PREFIX)
+    assert (frame.usage, frame.finish_reason) == (protocol.Usage(2, 8), "stop")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_count_is_that_of_the_chat_loaded_or_not(neuron: FakeNeuron):
+    status, body = call(neuron, "POST", "/tokenize", chat(return_tokens=False))
+    assert (status, json.loads(body)) == (200, {"count": 2, "max_model_len": None})
+    neuron.place("m")
+    _, body = call(neuron, "POST", "/tokenize", chat())
+    assert json.loads(body) == {"count": 2, "max_model_len": neuron.knobs.context_tokens}
+    neuron.knobs.refuse_tokenize = Refusal(404, ErrorCode.MODEL_NOT_FOUND)
+    status, body = call(neuron, "POST", "/tokenize", chat())
+    assert (status, error_of(body).code) == (404, ErrorCode.MODEL_NOT_FOUND)
+
+
+def test_a_stop_string_ends_the_answer_and_is_named(neuron: FakeNeuron):
+    neuron.place("m")
+    asked = chat(stream=True, stop=["nothing", "word3"])
+    _, body = call(neuron, "POST", CHAT, asked, x_cortex_frames="1")
+    frame = controls(body)[-1]
+    assert (frame.finish_reason, frame.stop_sequence) == ("stop", "word3")
+    assert frame.usage == protocol.Usage(2, 3)
 
 
 def test_a_plain_stream_carries_no_usage_and_no_control_frame(neuron: FakeNeuron):

@@ -217,16 +217,6 @@ def test_template_arguments_reach_the_template(front: Front) -> None:
     assert "<think>\n\n</think>" in switched_off.text
 
 
-def test_tokenize_counts_what_chat_counts(front: Front) -> None:
-    conversation = front.ask("POST", "/tokenize", chat_body("hi", tools=[WEATHER])).json
-    assert conversation["count"] == len(conversation["tokens"])
-    usage = front.chat("hi", tools=[WEATHER]).json["usage"]
-    assert conversation["count"] == usage["prompt_tokens"]
-    prompt = front.ask("POST", "/tokenize", {"model": "org/tiny", "prompt": "hi"}).json
-    assert 0 < prompt["count"] < conversation["count"]
-    assert prompt["max_model_len"] == CONTEXT_TOKENS
-
-
 # --- leaving -------------------------------------------------------------------------------------
 
 

@@ -110,7 +110,13 @@ def test_stop_string_ends_what_is_said() -> None:
     choice = new_choice(stops=("END",))
     events = run(choice, "one END two")
     assert said(events) == "one "
-    assert choice.finish_reason == "stop"
+    assert (choice.finish_reason, choice.stop_sequence) == ("stop", "END")
+
+
+def test_answer_that_ended_by_itself_names_no_stop_string() -> None:
+    choice = new_choice(stops=("END",))
+    run(choice, "one EN")
+    assert (choice.finish_reason, choice.stop_sequence) == ("stop", None)
 
 
 def test_stop_string_means_nothing_in_thoughts_and_arguments() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from openai import OpenAI
 
@@ -209,6 +210,48 @@ def test_token_ids_come_to_who_asks_for_them(front: Front) -> None:
     assert told == {"prompt": REPLY}
     others = front.stream(headers={"X-Cortex-Frames": "1"})
     assert not any(b'"ids"' in frame for frame in others)
+
+
+def controls(frames: list[bytes]) -> list[dict[str, Any]]:
+    """Return what the control frames of a stream say."""
+    prefix = b": cortex "
+    return [json.loads(frame[len(prefix) :]) for frame in frames if frame.startswith(prefix)]
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 2}, {"tools": [WEATHER]}], ids=str)
+def test_what_the_prompt_cost_is_told_before_any_of_the_answer(
+    front: Front, fields: dict[str, Any]
+) -> None:
+    frames = front.stream(f"SAY {THOUGHT}{CALL}", headers={"X-Cortex-Frames": "1"}, **fields)
+    *_, before, last = controls(frames)
+    assert set(before) == {"usage"}
+    assert before["usage"]["completion_tokens"] == 0
+    for count in ("prompt_tokens", "cached_tokens"):
+        assert before["usage"][count] == last["usage"][count] > 0
+    first_data = next(frame for frame in frames if frame.startswith(b"data: "))
+    assert frames.index(first_data) > frames.index(b": cortex " + msgspec.json.encode(before))
+
+
+def test_prompt_of_an_answer_without_a_word_is_told_too(front: Front) -> None:
+    frames = front.stream("SAY ", headers={"X-Cortex-Frames": "1"})
+    assert [control["usage"]["completion_tokens"] for control in controls(frames)] == [0, 1]
+
+
+def test_completion_tells_its_prompt_and_its_stop_string(front: Front) -> None:
+    body = {"model": "org/tiny", "prompt": "SAY one two three", "stream": True, "stop": "two"}
+    answer = front.ask("POST", COMPLETIONS, body, {"X-Cortex-Frames": "1"})
+    before, last = controls(answer.body.split(b"\n\n"))
+    assert before["usage"]["prompt_tokens"] == last["usage"]["prompt_tokens"] > 0
+    assert last["stop_sequence"] == "two"
+
+
+def test_stop_string_that_ended_the_first_choice_is_told(front: Front) -> None:
+    options: Any = {"stop": ["END", "three"], "headers": {"X-Cortex-Frames": "1"}}
+    *_, last = controls(front.stream("SAY one two END three", **options))
+    assert (last["finish_reason"], last["stop_sequence"]) == ("stop", "END")
+    *_, last = controls(front.stream("SAY one two", **options))
+    assert last["finish_reason"] == "stop"
+    assert "stop_sequence" not in last
 
 
 # --- shares --------------------------------------------------------------------------------------

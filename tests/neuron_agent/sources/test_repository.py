@@ -92,6 +92,39 @@ def test_parts_in_a_folder_of_their_own_are_found(tmp_path: Path) -> None:
     assert found.parent.name == "BF16"
 
 
+# --- texts ---------------------------------------------------------------------------------------
+
+
+def find_text(source: Path, quant: str | None = None) -> Path | None:
+    return repository.find_text(LoadRequest("m", source=str(source), quant=quant), None, {})
+
+
+def test_text_of_a_folder_needs_no_weights(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    assert find_text(folder) == folder
+    (folder / "model.safetensors").unlink()
+    assert find_text(folder, "Q8_0") == folder
+
+
+def test_text_is_read_from_the_file_that_would_be_loaded(tmp_path: Path) -> None:
+    files = [tmp_path / f"m-{quant}.gguf" for quant in ("Q4_0", "Q8_0")]
+    for file in files:
+        file.write_bytes(b"x")
+    assert [find_text(tmp_path, quant) for quant in ("Q4_0", "Q8_0", "int8", None)] == [
+        files[0],
+        files[1],
+        files[1],
+        files[1],
+    ]
+    assert find_text(tmp_path, "Q5_0") == files[1], "the tokenizer is the same in all of them"
+    assert find_text(files[0], "Q8_0") == files[0]
+
+
+def test_repository_that_was_never_fetched_has_no_text_here(tmp_path: Path) -> None:
+    wanted = LoadRequest("m", source="org/tiny")
+    assert repository.find_text(wanted, str(tmp_path), {}) is None
+
+
 def test_host_without_a_cache_has_no_cached_models(tmp_path: Path) -> None:
     assert repository.list_cached_models(str(tmp_path / "absent")) == ()
 

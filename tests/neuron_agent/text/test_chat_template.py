@@ -6,6 +6,7 @@ import pytest
 
 from neuron_agent.errors import Unprocessable
 from neuron_agent.text.chat_template import ChatTemplate
+from neuron_agent.text.sandbox import budget
 from tests.neuron_agent.tiny_model import PLAIN_TEMPLATE, TEMPLATE
 
 CHATML = ChatTemplate(TEMPLATE)
@@ -88,6 +89,92 @@ def test_developer_is_system_where_the_template_knows_no_other_word() -> None:
     assert "<|im_start|>system\nBe brief." in CHATML.render([message])
     own = ChatTemplate("{# developer #}{{ messages[0].role }}")
     assert own.render([message]) == "developer"
+
+
+# --- instructions where a template does not want them --------------------------------------------
+
+IN_PLACE = """
+{%- for message in messages %}[{{ message.role }}: {{ message.content | trim }}]{% endfor %}"""
+AT_THE_START = """
+{%- for message in messages %}
+    {%- if message.role == "system" and not loop.first %}
+        {{- raise_exception("a system message comes first") }}
+    {%- endif %}[{{ message.role }}: {{ message.content }}]
+{%- endfor %}"""
+IN_TURNS = """
+{%- set talk = messages[1:] if messages[0].role == "system" else messages %}
+{%- for message in talk %}
+    {%- if message.role != ("assistant" if loop.index0 % 2 else "user") %}
+        {{- raise_exception("user and assistant take turns") }}
+    {%- endif %}
+    {%- if loop.last and talk | length < messages | length %}[system: {{ messages[0].content }}]
+    {%- endif %}[{{ message.role }}: {{ message.content }}]
+{%- endfor %}"""
+WITHOUT = """
+{%- for message in messages %}
+    {%- if message.role != ("assistant" if loop.index0 % 2 else "user") %}
+        {{- raise_exception("only user and assistant, in turns") }}
+    {%- endif %}[{{ message.role }}: {{ message.content }}]
+{%- endfor %}"""
+SKIPPING = """
+{%- if messages[0].role == "system" %}[system: {{ messages[0].content }}]{% endif %}
+{%- for message in messages if message.role != "system" %}
+    {#- #}[{{ message.role }}: {{ message.content }}]
+{%- endfor %}"""
+
+
+def talk(roles: str) -> list[dict[str, Any]]:
+    """Return messages by their initials, numbered."""
+    names = {"s": "system", "d": "developer", "u": "user", "a": "assistant"}
+    return [{"role": names[r], "content": f"{r}{number}"} for number, r in enumerate(roles, 1)]
+
+
+@pytest.mark.parametrize(
+    ("source", "roles", "expected"),
+    [
+        (IN_PLACE, "suas", "[system: s1][user: u2][assistant: a3][system: s4]"),
+        (IN_PLACE, "usuu", "[user: u1][system: s2][user: u3][user: u4]"),
+        (AT_THE_START, "su", "[system: s1][user: u2]"),
+        (AT_THE_START, "suas", "[system: s1\n\ns4][user: u2][assistant: a3]"),
+        (AT_THE_START, "us", "[system: s2][user: u1]"),
+        (AT_THE_START, "dud", "[system: d1\n\nd3][user: u2]"),
+        (IN_TURNS, "suau", "[user: u2][assistant: a3][system: s1][user: u4]"),
+        (IN_TURNS, "susau", "[user: u2][assistant: a4][system: s1\n\ns3][user: u5]"),
+        (IN_TURNS, "susu", "[system: s1\n\ns3][user: u2\n\nu4]"),
+        (IN_TURNS, "uaus", "[user: u1][assistant: a2][system: s4][user: u3]"),
+        (WITHOUT, "sua", "[user: s1\n\nu2][assistant: a3]"),
+        (WITHOUT, "suasu", "[user: s1\n\ns4\n\nu2][assistant: a3][user: u5]"),
+        (WITHOUT, "uu", "[user: u1\n\nu2]"),
+        (SKIPPING, "suau", "[system: s1][user: u2][assistant: a3][user: u4]"),
+        (SKIPPING, "suasu", "[system: s1\n\ns4][user: u2][assistant: a3][user: u5]"),
+    ],
+)
+def test_instructions_stand_where_the_template_takes_them(
+    source: str, roles: str, expected: str
+) -> None:
+    assert ChatTemplate(source).render(talk(roles)) == expected
+
+
+@pytest.mark.parametrize(("source", "roles"), [(WITHOUT, "s"), (WITHOUT, "sa"), (IN_TURNS, "sa")])
+def test_what_no_form_helps_is_refused_in_the_words_for_the_conversation_as_it_is(
+    source: str, roles: str
+) -> None:
+    with pytest.raises(Unprocessable, match="user and assistant"):
+        ChatTemplate(source).render(talk(roles))
+
+
+def test_instructions_that_no_form_shows_do_not_change_the_form() -> None:
+    template = ChatTemplate("{% for message in messages %}[{{ message.role }}]{% endfor %}")
+    assert template.render(talk("sus")) == "[system][user][system]"
+
+
+def test_all_forms_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "MAX_STEPS", 1000)
+    template = ChatTemplate("{% for x in range(600) %}{% endfor %}{{ raise_exception('no') }}")
+    with pytest.raises(Unprocessable, match="template failed: no"):
+        template.render([user("hi")])
+    with pytest.raises(Unprocessable, match="more than 1000 steps"):
+        template.render(talk("sus"))
 
 
 def test_template_that_cannot_take_tools_does_not_drop_them() -> None:

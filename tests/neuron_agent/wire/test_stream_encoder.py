@@ -2,15 +2,25 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from neuron_agent.errors import Unavailable
-from neuron_agent.protocol import CONTROL_FRAME_PREFIX, Timing, Usage
+from neuron_agent.protocol import CONTROL_FRAME_PREFIX, ControlFrame, Timing, Usage
+from neuron_agent.wire import sse
 from neuron_agent.wire.chat_response import ChatStreamEncoder
 from neuron_agent.wire.completion_response import CompletionStreamEncoder
-from neuron_agent.wire.events import ChatEvent, ChoiceFinished, Finished, TextDelta, Tokens, Waited
+from neuron_agent.wire.events import (
+    ChatEvent,
+    ChoiceFinished,
+    Finished,
+    PromptRead,
+    TextDelta,
+    Tokens,
+    Waited,
+)
 from neuron_agent.wire.stream_encoder import Framing, ResponseHead, StreamEncoder
 from tests.neuron_agent.front import data_frames
 
@@ -22,6 +32,7 @@ EVENTS = st.lists(
         st.builds(TextDelta, st.text(st.characters(codec="utf-8"), min_size=1)),
         st.builds(Waited, st.sampled_from(["queued", "prefill", "decode"]), st.just(3)),
         st.just(Tokens((4, 5))),
+        st.just(PromptRead(Usage(7, 0, cached_tokens=3))),
     ),
     max_size=10,
 )
@@ -57,6 +68,24 @@ def test_control_frames_are_comments_and_the_last_tells_the_usage(
     assert not any(b'"ids"' in frame for frame in frames if frame.startswith(b":"))
     plain = encode(encoder(HEAD, Framing.asked_by(None, includes_usage=False)), events)
     assert not any(frame.startswith(CONTROL_FRAME_PREFIX) for frame in plain)
+
+
+def test_prompt_that_is_read_is_told_to_who_asks_for_control_frames() -> None:
+    event = PromptRead(Usage(7, 0, cached_tokens=3))
+    frame = ChatStreamEncoder(HEAD, Framing.asked_by("1", includes_usage=False)).feed(event)
+    told = msgspec.json.decode(frame.removeprefix(CONTROL_FRAME_PREFIX), type=ControlFrame)
+    assert told == ControlFrame(usage=event.usage)
+    assert ChatStreamEncoder(HEAD, Framing(includes_usage=True)).feed(event) == b""
+
+
+@pytest.mark.parametrize("stop_sequence", ["END", None])
+def test_stop_string_that_ended_the_answer_is_in_the_last_control_frame(
+    stop_sequence: str | None,
+) -> None:
+    encoder = ChatStreamEncoder(HEAD, Framing.asked_by("1", includes_usage=False))
+    frame = encoder.feed(Finished("stop", FINISHED.usage, FINISHED.timing, stop_sequence))
+    told = json.loads(frame.removeprefix(CONTROL_FRAME_PREFIX).removesuffix(sse.DONE))
+    assert told.get("stop_sequence") == stop_sequence
 
 
 def test_token_ids_stand_before_their_frame_for_who_asks_for_them() -> None:

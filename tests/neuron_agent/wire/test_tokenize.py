@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 
 from neuron_agent.errors import BadRequest
-from neuron_agent.wire.tokenize import parse_detokenize_request, parse_tokenize_request
+from neuron_agent.protocol import LoadRequest
+from neuron_agent.wire.tokenize import (
+    encode_tokens,
+    parse_detokenize_request,
+    parse_tokenize_request,
+)
 
 
 def body(**fields: Any) -> bytes:
@@ -20,6 +25,27 @@ def test_a_prompt_or_a_conversation() -> None:
     assert talk.conversation is not None
     with pytest.raises(BadRequest, match="prompt or messages"):
         parse_tokenize_request(body())
+
+
+def test_where_the_model_is_may_be_said_as_for_a_load() -> None:
+    plain = parse_tokenize_request(body(prompt="hi", source=None))
+    assert plain.model == LoadRequest("m")
+    wanted = {"source": "/m", "revision": "main", "quant": "Q8_0"}
+    said = parse_tokenize_request(body(prompt="hi", **wanted))
+    assert said.model == LoadRequest("m", "/m", "main", quant="Q8_0")
+    with pytest.raises(BadRequest, match="source"):
+        parse_tokenize_request(body(prompt="hi", source=5))
+
+
+def test_tokens_are_left_out_for_who_only_counts() -> None:
+    talk = {"messages": [{"role": "user", "content": "hi"}]}
+    asked = [None, True, False]
+    told = [parse_tokenize_request(body(**talk, return_tokens=a)).returns_tokens for a in asked]
+    assert told == [True, True, False]
+    answer = json.loads(encode_tokens([5, 6], 7))
+    assert answer == {"count": 2, "max_model_len": 7, "tokens": [5, 6]}
+    counted = json.loads(encode_tokens([5, 6], None, returns_tokens=False))
+    assert counted == {"count": 2, "max_model_len": None}
 
 
 def test_tokens_are_ids() -> None:
