@@ -25,7 +25,15 @@ class RequestRecordAdmin(ModelAdmin):
         "latency",
         "start",
     )
-    list_filter = ("model", "neuron", "status", "streaming", "cold_start", "finish_reason")
+    list_filter = (
+        "model",
+        "neuron",
+        "dialect",
+        "status",
+        "streaming",
+        "cold_start",
+        "finish_reason",
+    )
     search_fields = ("request_id", "requested_model", "error_code", "client_address")
     date_hierarchy = "at"
     ordering = ("-at",)

@@ -6,9 +6,11 @@ Pure functions of the view. They cost no query and ask no neuron.
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
+from urllib.parse import parse_qsl
 
 from fleet.planner.phases import PlacementPhase
 from fleet.selectors import ServedModel, ServedPlacement, ServingView
+from inference.wire import anthropic
 
 _MB = 2**20
 
@@ -27,11 +29,23 @@ _NEAREST_FIRST = (
 
 def list_models(view: ServingView) -> dict[str, Any]:
     """Return OpenAI's list, models first, then aliases."""
-    return {"object": "list", "data": list(_entries(view))}
+    return {"object": "list", "data": [_entry(view, model, name) for model, name in _named(view)]}
 
 
 def find_entry(view: ServingView, name: str) -> dict[str, Any] | None:
-    return next((entry for entry in _entries(view) if entry["id"] == name), None)
+    found = _find(view, name)
+    return None if found is None else _entry(view, found, name)
+
+
+def anthropic_models(view: ServingView, query: str) -> dict[str, Any]:
+    """Return the page of Anthropic's list that a query string asks for. Raises InvalidRequest."""
+    entries = [_anthropic_entry(model, name) for model, name in _named(view)]
+    return anthropic.model_list(entries, dict(parse_qsl(query)))
+
+
+def find_anthropic_model(view: ServingView, name: str) -> dict[str, Any] | None:
+    found = _find(view, name)
+    return None if found is None else anthropic.model_body(_anthropic_entry(found, name))
 
 
 def fleet_health(
@@ -57,13 +71,28 @@ def fleet_health(
     return can_serve, {"status": status, "neurons": neurons, "unservable": unservable}
 
 
-def _entries(view: ServingView) -> Iterator[dict[str, Any]]:
+def _named(view: ServingView) -> Iterator[tuple[ServedModel, str]]:
+    """Yield every name a client may use, with the model behind it."""
     for model in _enabled_models(view):
-        yield _entry(view, model, model.model_id)
+        yield model, model.model_id
     for alias, model_id in sorted(view.aliases.items()):
         behind = view.models.get(model_id)
         if behind is not None and behind.enabled and alias not in view.models:
-            yield _entry(view, behind, alias)
+            yield behind, alias
+
+
+def _find(view: ServingView, wanted: str) -> ServedModel | None:
+    return next((model for model, name in _named(view) if name == wanted), None)
+
+
+def _anthropic_entry(model: ServedModel, name: str) -> anthropic.ModelEntry:
+    return anthropic.ModelEntry(
+        name=name,
+        display_name=name,
+        created_at=model.created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        max_input_tokens=model.limit_input,
+        max_output_tokens=model.limit_output,
+    )
 
 
 def _entry(view: ServingView, model: ServedModel, name: str) -> dict[str, Any]:

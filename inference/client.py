@@ -1,6 +1,6 @@
 """The client's side of one HTTP request, as ASGI shows it: read, watch for departure, answer.
 
-It knows HTTP and the shape of errors, not models and neurons. A client that leaves is an ordinary
+It knows HTTP and its client's dialect, not models and neurons. A client that leaves is an ordinary
 event: inside `watched` it ends what is being done for it at once, whatever that is.
 """
 
@@ -12,19 +12,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
-from inference.wire.errors import (
-    CortexError,
-    RequestTooLarge,
-    Saturated,
-    error_headers,
-    openai_body,
-    openai_frame,
-)
+from inference.wire.dialect import Dialect, Header
+from inference.wire.errors import CortexError, RequestTooLarge, Saturated
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Header = tuple[bytes, bytes]
 
 STREAM_HEADERS: tuple[Header, ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -47,11 +40,15 @@ class ClientLeft(Exception):
 class Client:
     """One request's client. `headers` of every answer get its request id."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, dialect: Dialect) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query = str(scope.get("query_string", b"").decode("latin-1"))
+        self.error_frame: Callable[[CortexError, str], bytes] = dialect.error_frame
+        """How a stream that has begun says that it failed."""
         self.has_begun = False
         """The head of the answer was sent: errors are frames from here on."""
+        self._dialect = dialect
         self._receive = receive
         self._send = send
         self._headers = dict(scope["headers"])
@@ -61,7 +58,7 @@ class Client:
         self._has_sent = False
         self._has_ended = False
         self._has_left = False
-        self._is_writing = False
+        self._num_writing = 0
         self._wrote_at = time.monotonic()
         self._stall_timer: asyncio.TimerHandle | None = None
         offered_id = self.header(b"x-request-id")
@@ -72,6 +69,11 @@ class Client:
         return str(self._headers.get(name, b"").decode("latin-1"))
 
     @property
+    def credential(self) -> str:
+        """What the client shows of who it is, "" for nothing."""
+        return self.header(b"authorization") or self.header(b"x-api-key")
+
+    @property
     def address(self) -> str:
         return str(self._peer[0]) if self._peer else ""
 
@@ -79,6 +81,11 @@ class Client:
     def quiet_seconds(self) -> float:
         """How long ago the client was last sent anything."""
         return time.monotonic() - self._wrote_at
+
+    @property
+    def is_behind(self) -> bool:
+        """Something is being written: the client has not taken all of it."""
+        return self._num_writing > 0
 
     async def read_body(self, limit_bytes: int, hold: Callable[[int], None]) -> bytes:
         """Return the body; `hold` is told of each piece before it is kept, and may raise.
@@ -158,7 +165,7 @@ class Client:
 
     def _check_stall(self, task: "asyncio.Task[Any]") -> None:
         """One timer a request, not one a piece: it comes again for what is left."""
-        stalled_seconds = time.monotonic() - self._wrote_at if self._is_writing else 0.0
+        stalled_seconds = time.monotonic() - self._wrote_at if self.is_behind else 0.0
         if stalled_seconds >= STALLED_SECONDS:
             self._cut()
             self._leave(task)
@@ -214,14 +221,13 @@ class Client:
 
     async def _tell(self, error: CortexError, headers: Iterable[Header]) -> None:
         if self.has_begun:
-            await self.end(openai_frame(error))
+            await self.end(self.error_frame(error, self.request_id))
             return
         closing: tuple[Header, ...] = ()
         if self._has_unread_body(error):
             closing = ((b"connection", b"close"),)
-        await self.answer(
-            error.status, openai_body(error), (*error_headers(error), *headers, *closing)
-        )
+        answer = self._dialect.error_answer(error, self.request_id)
+        await self.answer(answer.status, answer.body, (*answer.headers, *headers, *closing))
 
     def _has_unread_body(self, error: CortexError) -> bool:
         """Whether a body was refused that is still on its way."""
@@ -229,14 +235,16 @@ class Client:
 
     async def _begin(self, status: int, headers: Iterable[Header]) -> None:
         self.has_begun = True
-        own = (b"x-request-id", self.request_id.encode())
+        own = [(name, self.request_id.encode()) for name in self._dialect.request_id_headers]
         await self._pass(
-            {"type": "http.response.start", "status": status, "headers": [*headers, own]}
+            {"type": "http.response.start", "status": status, "headers": [*headers, *own]}
         )
 
     async def _pass(self, message: dict[str, Any]) -> None:
         """Hand a message to the server, which keeps us waiting while the client does not read."""
-        self._is_writing = True
+        self._num_writing += 1
         self._wrote_at = time.monotonic()
-        await self._send(message)
-        self._is_writing = False
+        try:
+            await self._send(message)
+        finally:
+            self._num_writing -= 1

@@ -11,9 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import inf
 
 from django.utils import timezone
 
@@ -21,6 +20,7 @@ from fleet.planner.backoff import is_only_cooling_down
 from fleet.planner.phases import ARRIVING
 from fleet.selectors import ServedModel, ServedPlacement, Verdict
 from inference.dispatch.admission import Limits, Reject, admit_waiter
+from inference.event_stream import Where
 from inference.fleet_port import FleetPort
 from inference.fleet_view import FleetView
 from inference.wire.errors import (
@@ -38,9 +38,6 @@ from inference.wire.errors import (
 
 log = logging.getLogger(__name__)
 
-FIRST_WORD_SECONDS = 0.8
-"""Until then an answer with its proper status may still come; the client's limit is 1 s."""
-KEEP_ALIVE_SECONDS = 2.0
 RENEW_SECONDS = 2.0
 DEFAULT_RETRY_SECONDS = 10
 STOP_SECONDS = 2.0
@@ -48,7 +45,7 @@ LOOK_SECONDS = 1.0
 """Time alone makes a placement eligible: a breaker closes, one that was gone may be asked again."""
 
 Pick = Callable[[], ServedPlacement | None]
-Tell = Callable[[dict[str, object]], Awaitable[None]]
+Show = Callable[[Where], None]
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -77,28 +74,20 @@ class ColdLoads:
         return sum(len(waiters) for waiters in self._waiters.values())
 
     async def wait(
-        self, model_id: str, body_bytes: int, pick: Pick, tell: Tell | None, deadline: float
+        self, model_id: str, body_bytes: int, pick: Pick, show: Show, deadline: float
     ) -> ServedPlacement:
-        """Return a placement once `pick` finds one.
+        """Return a placement once `pick` finds one. `deadline` is of the monotonic clock.
 
-        `tell` is called with the state of things within a second and every few seconds from then
-        on; whoever passes None is held in silence. `deadline` is of the monotonic clock.
         Raises Saturated, what `check_hope` raises and, at the deadline, ModelLoading.
         """
         with self._place_for(model_id, body_bytes) as waiter, self._fleet.urgently():
-            next_word = inf if tell is None else time.monotonic() + FIRST_WORD_SECONDS
+            show(lambda: self._progress(model_id, waiter))
             while (placement := pick()) is None:
                 self.check_hope(model_id)
                 now = time.monotonic()
                 if now >= deadline:
                     raise self._still_loading(model_id, waiter)
-                if tell is not None and now >= next_word:
-                    await tell(self._progress(model_id, waiter))
-                    next_word = now + KEEP_ALIVE_SECONDS
-                    continue  # telling took time: look again before waiting
-                await self._fleet.wait_for_change(
-                    min(next_word - now, deadline - now, LOOK_SECONDS)
-                )
+                await self._fleet.wait_for_change(min(deadline - now, LOOK_SECONDS))
             return placement
 
     def check_hope(self, model_id: str) -> None:
@@ -202,11 +191,12 @@ class ColdLoads:
         """Say how far the load is; what is not known is left out."""
         model = self._fleet.find_model(model_id)
         placement = self._arriving(model_id)
-        position = 1 + list(self._waiters.get(model_id, {})).index(waiter)
+        waiters = list(self._waiters.get(model_id, {}))
+        position = 1 + waiters.index(waiter) if waiter in waiters else 1
         if model is None or placement is None:
             return {"model": model_id, "stage": "queued", "percent": 0.0, "position": position}
         waited_seconds = (timezone.now() - placement.requested_at).total_seconds()
-        progress = {
+        progress: dict[str, object] = {
             "model": model_id,
             "stage": placement.stage or str(placement.phase),
             "percent": round(placement.percent, 1),

@@ -1,4 +1,4 @@
-"""The gateway: takes chat requests, finds each a placement, carries the answer back, records it.
+"""The gateway: takes requests, finds each a placement, carries the answer back, records it.
 
 `Gateway.serve` is the table of contents. Nothing on its way asks the database or Redis while the
 model is ready: what a request needs is in the fleet view. Decisions are in `dispatch`, bytes in
@@ -12,33 +12,32 @@ import secrets
 import socket
 import time
 from dataclasses import dataclass, field
-from math import inf
 
 import msgspec
 from django.conf import settings
 from django.utils import timezone
 
-from fleet.selectors import ServedModel, ServedPlacement
-from inference import catalogue, relay
+from fleet.selectors import ServedModel
+from inference import catalogue
 from inference.client import JSON_HEADER, Client, ClientLeft
-from inference.cold_load import ColdLoads, Tell
+from inference.cold_load import ColdLoads
+from inference.delivery import Delivery
 from inference.dispatch.admission import Limits
-from inference.dispatch.choose import pick_placement
-from inference.dispatch.failover import Attempts, NextStep, TransportFailure
 from inference.fleet_port import DatabaseFleetPort, FleetPort
 from inference.fleet_view import FleetView
 from inference.intake import Intake
 from inference.neuron_stream import NeuronConnections
 from inference.recorder import Recorder
-from inference.relay import NotServed
+from inference.relay import Question
+from inference.reply import reply_to
 from inference.request_facts import CLIENT_LEFT, RequestFacts
-from inference.wire import openai_chat, sse
+from inference.running import RunningRequests
+from inference.token_count import count_tokens
+from inference.wire import anthropic
+from inference.wire.dialect import Dialect, InferenceRequest, Operation
 from inference.wire.errors import CortexError, InternalError, ModelNotFound
-from inference.wire.openai_chat import ChatRequest
 
 log = logging.getLogger(__name__)
-
-STOP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +62,12 @@ class Gateway:
         self.cold_loads = ColdLoads(self.fleet, port, config.limits)
         self.intake = Intake(config.limits)
         self.recorder = Recorder(port, config.flush_seconds)
+        self.running = RunningRequests()
         self._connections = NeuronConnections()
+        self._delivery = Delivery(
+            self.fleet, self.cold_loads, self._connections, port, config.load_wait_seconds
+        )
         self._config = config
-        self._port = port
-        self._reports: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         await self.fleet.start(self._config.redis_url)
@@ -78,20 +79,22 @@ class Gateway:
 
         All at once and not for long: whoever stops us kills those who do not stop in time.
         """
-        await asyncio.gather(self.cold_loads.stop(), self.recorder.stop(), self._finish_reports())
+        await asyncio.gather(self.cold_loads.stop(), self.recorder.stop(), self._delivery.stop())
         await self.fleet.stop()
         self._connections.close()
 
-    async def serve(self, client: Client) -> None:
-        """Answer one chat request, however it goes, and record it."""
-        facts = _arrival(client)
+    async def serve(self, client: Client, operation: Operation) -> None:
+        """Answer one request, however it goes, and record it."""
+        facts = _arrival(client, operation)
         try:
-            with self.intake.place() as place:
-                request = await self.intake.read(client, place)
+            with self.intake.place() as place, self.running.while_running(client):
+                request = await self.intake.read(client, place, operation.parse_request)
                 facts.requested_model, facts.streaming = request.model, request.stream
                 async with client.watched():
                     model = self._find_model(request, facts)
-                    await self._answer(client, request, model, facts)
+                    with reply_to(client, operation, request, facts) as reply:
+                        question = Question(operation.neuron_path, request, reply)
+                        await self._delivery.deliver(question, model, facts)
         except ClientLeft:
             facts.status = facts.status or CLIENT_LEFT  # not if it has its whole answer
         except CortexError as error:
@@ -105,11 +108,39 @@ class Gateway:
         finally:
             self.recorder.add(facts.record(time.monotonic()))
 
-    async def list_models(self, client: Client) -> None:
-        await _answer_json(client, 200, catalogue.list_models(self.fleet.view))
+    async def count_tokens(self, client: Client) -> None:
+        """Answer how long a prompt would be. Raises CortexError, ClientLeft."""
+        with self.intake.place() as place:
+            wanted = await self.intake.read(client, place, anthropic.parse_count_request)
+            model = self.fleet.find_model(wanted.model)
+            if model is None:
+                raise ModelNotFound(wanted.model)
+            async with client.watched():
+                count = await count_tokens(
+                    self._connections, self.fleet, model, wanted.body, wanted.model
+                )
+                await client.answer(200, anthropic.encode_count(count), (JSON_HEADER,))
 
-    async def show_model(self, client: Client, name: str) -> None:
-        entry = catalogue.find_entry(self.fleet.view, name)
+    async def cancel(self, client: Client, request_id: str) -> None:
+        """End a running request of the same caller. Raises RequestNotFound."""
+        self.running.cancel(request_id, client)
+        cancelled = {"id": request_id, "object": "request", "cancelled": True}
+        await _answer_json(client, 200, cancelled)
+
+    async def list_models(self, client: Client, dialect: Dialect) -> None:
+        """Raises InvalidRequest."""
+        view = self.fleet.view
+        if dialect is anthropic.DIALECT:
+            listed = catalogue.anthropic_models(view, client.query)
+        else:
+            listed = catalogue.list_models(view)
+        await _answer_json(client, 200, listed)
+
+    async def show_model(self, client: Client, name: str, dialect: Dialect) -> None:
+        """Raises ModelNotFound."""
+        is_anthropic = dialect is anthropic.DIALECT
+        find = catalogue.find_anthropic_model if is_anthropic else catalogue.find_entry
+        entry = find(self.fleet.view, name)
         if entry is None:
             raise ModelNotFound(name)
         await _answer_json(client, 200, entry)
@@ -123,113 +154,26 @@ class Gateway:
         self.fleet.check_integrity()
         self.cold_loads.check_integrity()
         self.intake.check_integrity()
+        self.running.check_integrity()
         self._connections.check_integrity()
 
-    def _find_model(self, request: ChatRequest, facts: RequestFacts) -> ServedModel:
+    def _find_model(self, request: InferenceRequest, facts: RequestFacts) -> ServedModel:
         model = self.fleet.find_model(request.model)
         if model is None:
             raise ModelNotFound(request.model)
         facts.model = model.model_id
         return model
 
-    async def _answer(
-        self, client: Client, request: ChatRequest, model: ServedModel, facts: RequestFacts
-    ) -> None:
-        """Try placements until one answers; wait for one where there is none."""
-        attempts = Attempts()
-        while True:
-            placement = self._pick(model.model_id, attempts)
-            if placement is None:
-                if attempts.error is not None:
-                    raise attempts.error
-                placement = await self._wait_for_load(client, request, attempts, facts)
-            try:
-                await self._deliver(client, request, placement, facts)
-                return
-            except NotServed as failure:
-                self._note_failure(placement, failure)
-                attempts.note(placement.id, failure.next_step, failure.error, time.monotonic())
 
-    def _pick(self, model_id: str, attempts: Attempts) -> ServedPlacement | None:
-        candidates = self.fleet.candidates(model_id)
-        placement_id = pick_placement(candidates, attempts.excluded(time.monotonic()))
-        return None if placement_id is None else self.fleet.placement(model_id, placement_id)
-
-    async def _deliver(
-        self, client: Client, request: ChatRequest, placement: ServedPlacement, facts: RequestFacts
-    ) -> None:
-        neuron = self.fleet.view.neurons[placement.neuron_id]
-        facts.note_attempt(placement, neuron)
-        with self.fleet.sending_to(placement):
-            await relay.deliver(self._connections, neuron, request, client, facts)
-        self.fleet.note_answer(placement)
-
-    async def _wait_for_load(
-        self, client: Client, request: ChatRequest, attempts: Attempts, facts: RequestFacts
-    ) -> ServedPlacement:
-        self.cold_loads.check_hope(facts.model)
-        facts.cold_start = True
-        facts.neuron, facts.placement_id = "", None
-        began = time.monotonic()
-        if facts.wait_deadline is None:  # one for all the waits of a request
-            patience_seconds = inf if request.stream else self._config.load_wait_seconds
-            facts.wait_deadline = began + patience_seconds
-        try:
-            return await self.cold_loads.wait(
-                facts.model,
-                len(request.body),
-                lambda: self._pick(facts.model, attempts),
-                _teller(client, facts) if request.stream else None,
-                facts.wait_deadline,
-            )
-        finally:
-            waited_seconds = time.monotonic() - began
-            facts.load_wait_seconds = (facts.load_wait_seconds or 0.0) + waited_seconds
-
-    def _note_failure(self, placement: ServedPlacement, failure: NotServed) -> None:
-        """Remember it here at once; of a refused connection tell everyone."""
-        if failure.failure is None:
-            self.fleet.note_answer(placement)
-            if failure.next_step is NextStep.WAIT_FOR_LOAD:  # our view is behind
-                self.fleet.refresh_soon()
-            return
-        is_news = self.fleet.note_failure(placement, failure.failure)
-        if is_news and failure.failure is TransportFailure.REFUSED:
-            task = asyncio.get_running_loop().create_task(self._report(placement.neuron_id))
-            self._reports.add(task)
-            task.add_done_callback(self._reports.discard)
-
-    async def _report(self, neuron_id: int) -> None:
-        try:
-            await self._port.report_unreachable(neuron_id, "connection refused")
-        except Exception as error:  # polls find out by themselves
-            log.warning("An unreachable neuron could not be reported: %s", error)
-        self.fleet.refresh_soon()
-
-    async def _finish_reports(self) -> None:
-        if self._reports:
-            await asyncio.wait(self._reports, timeout=STOP_SECONDS)
-
-
-def _arrival(client: Client) -> RequestFacts:
+def _arrival(client: Client, operation: Operation) -> RequestFacts:
     return RequestFacts(
         request_id=client.request_id,
-        dialect=openai_chat.DIALECT,
+        dialect=operation.name,
         arrived_at=timezone.now(),
         began=time.monotonic(),
         client_address=client.address,
         user_agent=client.header(b"user-agent"),
     )
-
-
-def _teller(client: Client, facts: RequestFacts) -> Tell:
-    """Say how a load goes in a comment: every client of a stream ignores it."""
-
-    async def tell(progress: dict[str, object]) -> None:
-        await client.begin_stream(facts.headers)
-        await client.write(sse.comment("cortex-loading", progress))
-
-    return tell
 
 
 async def _fail(client: Client, error: CortexError, facts: RequestFacts) -> None:

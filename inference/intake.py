@@ -1,4 +1,4 @@
-"""Takes chat requests in: reads, unpacks and parses their bodies within the memory set aside.
+"""Takes requests in: reads, unpacks and parses their bodies within the memory set aside.
 
 Each body is counted from its first byte to the end of its request. It knows no fleet, and what a
 request asks for only as `wire` reads it.
@@ -6,15 +6,17 @@ request asks for only as `wire` reads it.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from inference.client import Client
 from inference.dispatch.admission import Limits, Reject, admit_body
-from inference.wire import json_body, openai_chat
+from inference.wire import json_body
 from inference.wire.errors import Saturated
-from inference.wire.openai_chat import ChatRequest
 
 PARSE_IN_THREAD_BYTES = 64 << 10
+Parsed = TypeVar("Parsed")
+
 MAX_PARSING = 2
 """Threads at once: they all want the same interpreter, and the event loop wants it too."""
 
@@ -56,21 +58,17 @@ class Intake:
             raise Saturated(decision.reason, retry_after_seconds=decision.retry_after_seconds)
         self._held_bytes += more_bytes
 
-    async def read(self, client: Client, place: Place) -> ChatRequest:
+    async def read(self, client: Client, place: Place, parse: Callable[[bytes], Parsed]) -> Parsed:
         """Raises InvalidRequest, RequestTooLarge, Saturated, ClientLeft."""
         packed = await client.read_body(json_body.MAX_BODY_BYTES, place.hold)
         encoding = client.header(b"content-encoding").strip().lower()
         if len(packed) < PARSE_IN_THREAD_BYTES and not encoding:
-            return openai_chat.parse_request(packed)
+            return parse(packed)
         async with self._parsing:
-            request = await asyncio.to_thread(_unpack_and_parse, packed, encoding)
-        place.hold(len(request.body) - len(packed))
-        return request
+            unpacked = await asyncio.to_thread(json_body.unpack, packed, encoding)
+            place.hold(len(unpacked) - len(packed))
+            return await asyncio.to_thread(parse, unpacked)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if memory was not given back. For when nothing runs."""
         assert self._held_bytes == 0, f"{self._held_bytes} bytes are still held"
-
-
-def _unpack_and_parse(packed: bytes, encoding: str) -> ChatRequest:
-    return openai_chat.parse_request(json_body.unpack(packed, encoding))

@@ -4,7 +4,13 @@ from django.db import models
 
 
 class Dialect(models.TextChoices):
-    OPENAI = "openai", "OpenAI"
+    """The operations' names, as `wire` has them."""
+
+    CHAT = "chat", "OpenAI chat"
+    COMPLETIONS = "completions", "OpenAI completions"
+    EMBEDDINGS = "embeddings", "OpenAI embeddings"
+    RESPONSES = "responses", "OpenAI responses"
+    MESSAGES = "messages", "Anthropic messages"
 
 
 class RequestRecord(models.Model):

@@ -78,6 +78,9 @@ class ServedModel:
     created_at: datetime
     failure: LoadFailureView | None = None
     """Its newest failed load, while the neuron that failed it cools down."""
+    source: str = ""
+    revision: str = ""
+    quant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,4 +214,7 @@ def _served_model(
         feasible_on=feasible_neurons(profile_view(profile), neurons),
         created_at=profile.created_at,
         failure=failure,
+        source=profile.source,
+        revision=profile.revision,
+        quant=profile.quant,
     )

@@ -1,10 +1,12 @@
-"""Every error a client of the gateway can see, and its OpenAI shape.
+"""Every error a client of the gateway can see.
 
     CortexError                     status  code                   whose fault, does a retry help
     ├── InvalidRequest              400     invalid_request        client; no
     ├── PathNotFound                404     unknown_url            client; no
+    ├── RequestNotFound             404     request_not_found      client; no
     ├── ModelNotFound               404     model_not_found        client; no
     ├── MethodNotAllowed            405     method_not_allowed     client; no
+    ├── RequestCancelled            409     request_cancelled      client; no
     ├── RequestTooLarge             413     request_too_large      client; no
     ├── InternalError               500     internal_error         gateway; perhaps
     ├── UpstreamError               502     upstream_error         neuron; perhaps
@@ -16,15 +18,14 @@
         ├── ModelLoadFailed                 model_load_failed
         └── NoFeasibleNeuron                no_feasible_neuron
 
-It knows no HTTP library and no model. What an operator's log says is not what a client reads:
+Status, type and code are OpenAI's; another dialect translates them. It knows no HTTP library and no
+model. What an operator's log says is not what a client reads:
 texts from a neuron pass through `without_paths` on their way here.
 """
 
 import math
 import re
 from collections.abc import Mapping
-
-import msgspec
 
 MIN_RETRY_SECONDS = 5
 MAX_RETRY_SECONDS = 300
@@ -68,6 +69,20 @@ class ModelNotFound(CortexError):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"The model {model[:200]!r} does not exist here.", param="model")
+
+
+class RequestNotFound(CortexError):
+    status, type, code = 404, "invalid_request_error", "request_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("No such request of yours is running here.")
+
+
+class RequestCancelled(CortexError):
+    status, type, code = 409, "invalid_request_error", "request_cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("The request was cancelled by its caller.")
 
 
 class MethodNotAllowed(CortexError):
@@ -150,23 +165,6 @@ class NoFeasibleNeuron(Unavailable):
 
 
 UNAVAILABLE = (Saturated, NeuronUnreachable, ModelLoading, ModelLoadFailed, NoFeasibleNeuron)
-
-
-def openai_body(error: CortexError) -> bytes:
-    """Return `{"error": {"message", "type", "param", "code", ...}}`."""
-    detail: Mapping[str, object] = {
-        "message": error.message,
-        "type": error.type,
-        "param": error.param,
-        "code": error.code,
-        **error.extra,
-    }
-    return msgspec.json.encode({"error": detail})
-
-
-def openai_frame(error: CortexError) -> bytes:
-    """Return the error as a frame of a stream that has begun. No `[DONE]` may follow it."""
-    return b"data: " + openai_body(error) + b"\n\n"
 
 
 def error_headers(error: CortexError) -> list[tuple[bytes, bytes]]:

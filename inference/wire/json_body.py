@@ -24,7 +24,8 @@ _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F])|.)",
     re.DOTALL,
 )
-_WHERE = re.compile(r"at `\$\.?([^`]*)`|field `([^`]+)`")
+_PLACE = re.compile(r"at `\$\.?([^`]*)`")
+_FIELD = re.compile(r"missing required field `([^`]+)`")
 
 
 def unpack(body: bytes, encoding: str) -> bytes:
@@ -68,12 +69,27 @@ def decode(body: bytes, decoder: "msgspec.json.Decoder[_Body]") -> _Body:
     return decoded
 
 
+def decode_part(part: msgspec.Raw, decoder: "msgspec.json.Decoder[_Body]", place: str) -> _Body:
+    """Return a part that `decode` left raw; `place` is where in the body it was.
+
+    Raises InvalidRequest naming the parameter.
+    """
+    try:
+        return decoder.decode(part)
+    except msgspec.DecodeError as error:
+        message = str(error).replace("`$", f"`$.{place}", 1)
+        if "`$" not in message:
+            message = f"{message} - at `$.{place}`"
+        raise InvalidRequest(f"{message}.", param=_param_of(message)) from None
+
+
 _TOO_DEEP = f"The body is nested more than {MAX_DEPTH} levels deep."
 
 
 def _param_of(message: str) -> str | None:
-    found = _WHERE.search(message)
-    return (found[1] or found[2]) if found else None
+    place, field = _PLACE.search(message), _FIELD.search(message)
+    names = [found[1] for found in (place, field) if found and found[1]]
+    return ".".join(names) or None
 
 
 def _is_deeper_than(body: bytes, limit: int) -> bool:

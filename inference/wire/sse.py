@@ -13,10 +13,8 @@ from neuron_agent.protocol import CONTROL_FRAME_PREFIX
 MAX_CONTROL_FRAME_BYTES = 64 << 10
 MAX_TAIL_BYTES = 16 << 10
 
-KEEP_ALIVE = b": keep-alive\n\n"
-
-_BORDER = b"\n\n"
-_START = _BORDER + CONTROL_FRAME_PREFIX
+BORDER = b"\n\n"
+_START = BORDER + CONTROL_FRAME_PREFIX
 
 
 class BadStream(ValueError):
@@ -41,22 +39,18 @@ class ControlFrameFilter:
     """
 
     def __init__(self) -> None:
-        self._pending = _BORDER
+        self._pending = BORDER
 
     def feed(self, chunk: bytes) -> Piece:
         """Raises BadStream."""
-        if (
-            self._pending == _BORDER
-            and chunk.endswith(_BORDER)
-            and CONTROL_FRAME_PREFIX not in chunk
-        ):
+        if self._pending == BORDER and chunk.endswith(BORDER) and CONTROL_FRAME_PREFIX not in chunk:
             return Piece(chunk)
-        return self._feed(self._pending + chunk, min(len(self._pending), len(_BORDER)))
+        return self._feed(self._pending + chunk, min(len(self._pending), len(BORDER)))
 
     def finish(self) -> bytes:
         """Return what was held back: a stream that breaks off inside a control frame loses it."""
-        held = self._pending[len(_BORDER) :]
-        self._pending = _BORDER
+        held = self._pending[len(BORDER) :]
+        self._pending = BORDER
         return b"" if held.startswith(CONTROL_FRAME_PREFIX) else held
 
     def _feed(self, buffer: bytes, passed: int) -> Piece:
@@ -64,16 +58,16 @@ class ControlFrameFilter:
         controls: list[bytes] = []
         searched = 0
         while (border := buffer.find(_START, searched)) >= 0:
-            start = border + len(_BORDER)
+            start = border + len(BORDER)
             data.append(buffer[passed:start])
-            end = buffer.find(_BORDER, start)
+            end = buffer.find(BORDER, start)
             if end < 0:
                 self._hold(buffer[border:])
                 return Piece(b"".join(data), tuple(controls))
             controls.append(buffer[start + len(CONTROL_FRAME_PREFIX) : end])
-            passed, searched = end + len(_BORDER), end
+            passed, searched = end + len(BORDER), end
         self._pending = _end_that_may_start(buffer[searched:])
-        held = max(0, len(self._pending) - len(_BORDER))
+        held = max(0, len(self._pending) - len(BORDER))
         data.append(buffer[passed : len(buffer) - held])
         return Piece(b"".join(data), tuple(controls))
 
@@ -93,7 +87,7 @@ class StreamTail:
         self.data = b""
 
     def feed(self, piece: bytes) -> None:
-        if not self.data or self.data.endswith(_BORDER):
+        if not self.data or self.data.endswith(BORDER):
             self.data = piece
         else:
             self.data = (self.data + piece)[-MAX_TAIL_BYTES:]
@@ -101,12 +95,17 @@ class StreamTail:
 
 def comment(name: str, facts: object) -> bytes:
     """Return an SSE comment with JSON in it: every client ignores it."""
-    return b": " + name.encode() + b" " + msgspec.json.encode(facts) + _BORDER
+    return b": " + name.encode() + b" " + msgspec.json.encode(facts) + BORDER
+
+
+def progress_comment(progress: object) -> bytes:
+    """Return what a silent stream says of where its request is."""
+    return comment("cortex-progress", progress)
 
 
 def is_only_comments(piece: bytes) -> bool:
     """Whether a piece that begins at a frame's border is comments and nothing of a data frame."""
-    return piece.startswith(b":") and piece.endswith(_BORDER) and b"\ndata:" not in piece
+    return piece.startswith(b":") and piece.endswith(BORDER) and b"\ndata:" not in piece
 
 
 def is_end(piece: bytes) -> bool:

@@ -25,7 +25,7 @@ def record() -> RequestRecord:
         at="2026-01-01T00:00:00Z",
         model="org/m",
         requested_model="alias-of-m",
-        dialect="openai",
+        dialect="chat",
         status=200,
         ttft_seconds=0.25,
         latency_seconds=3.5,

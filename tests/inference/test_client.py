@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from inference.client import Client, ClientLeft
+from inference.wire import openai
 from inference.wire.errors import UpstreamError
 from inference.wire.json_body import MAX_BODY_BYTES
 from tests.fakes.neuron import FakeNeuron
@@ -172,7 +173,8 @@ async def test_what_a_stalled_client_has_not_read_is_thrown_away(
 ) -> None:
     monkeypatch.setattr("inference.client.STALLED_SECONDS", 0.02)
     cycle = DeafCycle()
-    client = Client({"method": "POST", "path": "/", "headers": []}, cycle.receive, cycle.send)
+    scope = {"method": "POST", "path": "/", "headers": []}
+    client = Client(scope, cycle.receive, cycle.send, openai.DIALECT)
 
     async def stream() -> None:
         async with client.watched():

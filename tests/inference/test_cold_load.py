@@ -48,8 +48,8 @@ async def service(neuron: FakeNeuron) -> AsyncIterator[Served]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first word comes at once, the next ones quickly."""
-    monkeypatch.setattr("inference.cold_load.FIRST_WORD_SECONDS", 0.0)
-    monkeypatch.setattr("inference.cold_load.KEEP_ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr("inference.event_stream.FIRST_WORD_SECONDS", 0.0)
+    monkeypatch.setattr("inference.event_stream.PERIOD_SECONDS", 0.02)
 
 
 def ready_view(neuron: FakeNeuron) -> ServingView:
@@ -64,7 +64,7 @@ def loading_view(neuron: FakeNeuron, **changes: Any) -> ServingView:
 
 
 def words_of(body: bytes) -> list[dict[str, Any]]:
-    prefix = b": cortex-loading "
+    prefix = b": cortex-progress "
     frames = [frame for frame in body.split(b"\n\n") if frame.startswith(prefix)]
     return [json.loads(frame.removeprefix(prefix)) for frame in frames]
 
@@ -363,7 +363,7 @@ async def test_stopping_ends_though_the_database_does_not_answer(
 
         withdraw_demand = store_records = report_unreachable  # type: ignore[assignment]
 
-    for name in ("cold_load", "recorder", "gateway"):
+    for name in ("cold_load", "recorder", "delivery"):
         monkeypatch.setattr(f"inference.{name}.STOP_SECONDS", 0.05)
     port = Stuck(a_view([a_neuron("http://127.0.0.1:9")], [a_placement()]))
     async with served(port, flush_seconds=3600) as service:

@@ -56,7 +56,7 @@ async def error_of(service: Served, method: str, path: str, **options: object) -
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/nothing", 404, "unknown_url"),
-        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("POST", "/v1/audio/speech", 404, "unknown_url"),
         ("GET", "/v1", 404, "unknown_url"),
         ("GET", "/v1/models/no/such", 404, "model_not_found"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
@@ -83,7 +83,10 @@ async def test_a_wrong_path_or_method_is_an_openai_error(
         (b'{"messages": [{"role": "user"}]}', "model"),
         (b'{"model": 3, "messages": [{"role": "user"}]}', "model"),
         (b'{"model": "m", "messages": "hi"}', "messages"),
-        (b'{"model": "m", "messages": [], "x": ' + b"[" * 70 + b"]" * 70 + b"}", None),
+        (
+            b'{"model": "m", "messages": [{"role": "user"}], "x": ' + b"[" * 70 + b"]" * 70 + b"}",
+            None,
+        ),
         (b"[" * 100_000, None),
     ],
 )

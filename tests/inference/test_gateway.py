@@ -174,7 +174,7 @@ def test_text_that_no_database_takes_is_made_storable() -> None:
         at="2026-01-01T00:00:00Z",
         requested_model="a\0b" + "x" * 500,
         user_agent="\0",
-        dialect="openai",
+        dialect="chat",
         status=200,
         latency_seconds=0.1,
     )
@@ -191,7 +191,7 @@ def test_old_records_are_pruned_and_young_ones_counted() -> None:
                 RequestRecord(
                     request_id=str(day),
                     at=f"2026-01-0{day}T00:00:00Z",
-                    dialect="openai",
+                    dialect="chat",
                     status=status,
                     cold_start=day == 3,
                     latency_seconds=0.1,

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference import intake as intake_module
 from inference.client import Client
 from inference.dispatch.admission import Limits
 from inference.intake import MAX_PARSING, Intake
+from inference.wire import openai
+from inference.wire.dialect import InferenceRequest
 from inference.wire.errors import Saturated
-from inference.wire.openai_chat import ChatRequest
 from tests.fakes.neuron import FakeNeuron
 from tests.inference.world import (
     MODEL,
@@ -45,7 +45,9 @@ def a_client(body: bytes, encoding: str = "") -> Client:
         raise AssertionError("nothing is to be said")
 
     headers = [(b"content-encoding", encoding.encode())]
-    return Client({"method": "POST", "path": "/", "headers": headers}, receive, send)
+    return Client(
+        {"method": "POST", "path": "/", "headers": headers}, receive, send, openai.DIALECT
+    )
 
 
 @given(st.lists(st.integers(0, 60), max_size=12), st.integers(0, 11))
@@ -70,29 +72,28 @@ async def test_a_body_counts_as_what_it_unfolds_to() -> None:
     intake = Intake(Limits())
     body = json.dumps(chat_body(filler="x" * 10_000)).encode()
     with intake.place() as place:
-        await intake.read(a_client(gzip.compress(body), "gzip"), place)
+        await intake.read(a_client(gzip.compress(body), "gzip"), place, openai.parse_chat)
         assert place.held_bytes == len(body)
     intake.check_integrity()
 
 
-async def test_only_so_many_bodies_are_parsed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_so_many_bodies_are_parsed_at_once() -> None:
     may_go_on = threading.Event()
     running: list[int] = []
     most: list[int] = []
 
-    def parse(packed: bytes, encoding: str) -> ChatRequest:
+    def parse(body: bytes) -> InferenceRequest:
         running.append(1)
         most.append(len(running))
         may_go_on.wait(10)
         running.pop()
-        return ChatRequest("m", False, packed)
+        return InferenceRequest("m", False, body)
 
-    monkeypatch.setattr(intake_module, "_unpack_and_parse", parse)
     intake = Intake(Limits())
 
     async def read() -> None:
         with intake.place() as place:
-            await intake.read(a_client(b"x", "gzip"), place)
+            await intake.read(a_client(gzip.compress(b"x"), "gzip"), place, parse)
 
     reading = [asyncio.ensure_future(read()) for _ in range(2 * MAX_PARSING)]
     await eventually(lambda: len(running) == MAX_PARSING)

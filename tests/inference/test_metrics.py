@@ -15,7 +15,7 @@ def a_record(**changes: object) -> RequestRecord:
         "model": "org/counted",
         "requested_model": "org/counted",
         "neuron": "beast",
-        "dialect": "openai",
+        "dialect": "chat",
         "status": 200,
         "streaming": True,
         "latency_seconds": 2.0,
@@ -48,7 +48,7 @@ def test_a_request_is_counted_with_its_tokens_and_times() -> None:
     metrics.observe(a_record())
     added = {name: value(name, model="org/counted") - before[name] for name in names}
     assert added == names
-    labels = {"model": "org/counted", "neuron": "beast", "dialect": "openai", "status": "200"}
+    labels = {"model": "org/counted", "neuron": "beast", "dialect": "chat", "status": "200"}
     assert value("cortex_requests_total", **labels) >= 1
 
 
@@ -58,7 +58,7 @@ def test_a_name_that_is_no_model_becomes_no_label() -> None:
         sample.labels.get("model") for metric in REGISTRY.collect() for sample in metric.samples
     }
     assert "x" * 100 not in labels
-    assert value("cortex_requests_total", model="", neuron="", dialect="openai", status="404") >= 1
+    assert value("cortex_requests_total", model="", neuron="", dialect="chat", status="404") >= 1
 
 
 def test_rejections_are_counted_by_reasons_that_no_neuron_can_add_to() -> None:

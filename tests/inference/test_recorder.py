@@ -16,7 +16,7 @@ def a_record(request_id: str = "r", placement: int | None = 7, **changes: object
         request_id=request_id,
         at=datetime.now(UTC),
         placement=placement,
-        dialect="openai",
+        dialect="chat",
         status=200,
         latency_seconds=0.5,
         **changes,

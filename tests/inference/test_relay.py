@@ -78,7 +78,7 @@ async def test_a_stream_arrives_without_control_frames(service: Served, neuron: 
         assert answer.headers["x-cortex-cold-start"] == "false"
     frames = frames_of(body)
     assert frames[-1] == b"data: [DONE]"
-    assert b": cortex" not in body
+    assert b": cortex {" not in body
     chunks = [json.loads(frame.removeprefix(b"data: ")) for frame in frames[:-1]]
     said = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
     assert "".join(said) == "".join(f"word{n} " for n in range(8))
@@ -98,7 +98,7 @@ async def test_a_stream_leaves_a_record(service: Served, neuron: FakeNeuron) -> 
     record = await service.record()
     assert (record.request_id, record.user_agent) == ("my-id.1", "tester/1")
     assert (record.model, record.requested_model) == (MODEL, "local/large")
-    assert (record.neuron, record.placement, record.dialect) == ("beast", 11, "openai")
+    assert (record.neuron, record.placement, record.dialect) == ("beast", 11, "chat")
     assert (record.status, record.finish_reason, record.error_code) == (200, "stop", "")
     assert (record.prompt_tokens, record.completion_tokens, record.cached_tokens) == (2, 8, 1)
     assert (record.queue_ms, record.prefill_ms, record.decode_ms) == (0.5, 2.0, 8.0)
@@ -234,7 +234,8 @@ async def test_an_answer_that_broke_off_is_not_begun_again_elsewhere(
 async def test_a_stream_that_gave_only_keep_alives_is_begun_again_elsewhere(
     service: Served, neuron: FakeNeuron, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.relay.KEEP_ALIVE_SECONDS", 0.0)
+    monkeypatch.setattr("inference.event_stream.FIRST_WORD_SECONDS", 0.0)
+    monkeypatch.setattr("inference.event_stream.PERIOD_SECONDS", 0.01)
     neuron.knobs.first_token_delay_seconds = 0.05
     neuron.knobs.frame_interval_seconds = 0.01
     neuron.knobs.drop_connection_after_tokens = 0
@@ -244,7 +245,7 @@ async def test_a_stream_that_gave_only_keep_alives_is_begun_again_elsewhere(
         service.show(a_view(neurons, [a_placement(), a_placement(id=12, neuron_id=2)]))
         async with service.chat(stream=True) as answer:
             body = await answer.read()
-        assert body.startswith(b": keep-alive\n\n")
+        assert body.startswith(b": cortex-progress {")
         assert body.endswith(b"data: [DONE]\n\n")
         assert (await service.record()).neuron == "other"
 
@@ -331,13 +332,14 @@ async def test_a_token_the_neuron_does_not_take_is_not_the_clients_fault(
 async def test_a_long_prefill_is_kept_alive_with_comments(
     service: Served, neuron: FakeNeuron, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.relay.KEEP_ALIVE_SECONDS", 0.0)
+    monkeypatch.setattr("inference.event_stream.FIRST_WORD_SECONDS", 0.0)
+    monkeypatch.setattr("inference.event_stream.PERIOD_SECONDS", 0.01)
     neuron.knobs.first_token_delay_seconds = 0.1
     neuron.knobs.frame_interval_seconds = 0.02
     async with service.chat(stream=True) as answer:
         body = await answer.read()
-    assert body.startswith(b": keep-alive\n\n")
-    assert b": cortex" not in body
+    assert body.startswith(b": cortex-progress {")
+    assert b": cortex {" not in body
     assert body.endswith(b"data: [DONE]\n\n")
 
 
@@ -354,7 +356,7 @@ async def test_a_client_that_does_not_read_holds_the_neuron_back(
 
 
 async def test_the_openai_sdk_reads_a_stream(service: Served) -> None:
-    openai = pytest.importorskip("openai")
+    openai = pytest.importorskip("chat")
     client = openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
     async with client:
         stream = await client.chat.completions.create(
@@ -428,7 +430,11 @@ async def test_requests_that_were_at_a_neuron_when_it_died_are_one_report_and_on
 
 
 async def test_an_error_frame_that_came_in_two_pieces_is_recorded_as_one() -> None:
-    pieces = (b'data: {"choices":[]}\n\n', b'data: {"error":{"code":"dev', b'ice_fault"}}\n\n')
+    pieces = (
+        b'data: {"choices":[]}\n\n',
+        b'data: {"error":{"message":"m","type":"t","code":"dev',
+        b'ice_fault"}}\n\n',
+    )
     async with served_by(speaking(*pieces)) as service:
         async with service.chat(stream=True) as answer:
             assert await answer.read() == b"".join(pieces)

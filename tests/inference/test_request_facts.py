@@ -11,7 +11,7 @@ from tests.inference.world import a_neuron, a_placement
 
 
 def some_facts() -> RequestFacts:
-    return RequestFacts("r", "openai", datetime(2026, 1, 1, tzinfo=UTC), began=100.0)
+    return RequestFacts("r", "chat", datetime(2026, 1, 1, tzinfo=UTC), began=100.0)
 
 
 def test_a_streams_speed_counts_the_tokens_after_the_first() -> None:

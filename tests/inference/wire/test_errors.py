@@ -1,6 +1,5 @@
-"""Errors in OpenAI's shape: codes are strings, 503 says when to ask again, no path gets out."""
+"""Errors: 503 says when to ask again, no path gets out."""
 
-import json
 import math
 
 import pytest
@@ -29,18 +28,6 @@ def test_every_503_is_listed() -> None:
     assert set(errors.UNAVAILABLE) == all_subclasses(Unavailable)
 
 
-def test_a_body_has_openais_shape() -> None:
-    error = errors.InvalidRequest("no", param="model")
-    assert json.loads(errors.openai_body(error)) == {
-        "error": {
-            "message": "no",
-            "type": "invalid_request_error",
-            "param": "model",
-            "code": "invalid_request",
-        }
-    }
-
-
 @given(st.floats(min_value=0, allow_nan=False, allow_infinity=False))
 def test_retry_after_is_whole_seconds_within_bounds(seconds: float) -> None:
     error = errors.ModelLoading("x", retry_after_seconds=seconds)
@@ -48,13 +35,6 @@ def test_retry_after_is_whole_seconds_within_bounds(seconds: float) -> None:
     told = int(headers[b"retry-after"])
     assert 1 <= told <= 300
     assert told == min(300, max(1, math.ceil(seconds)))
-
-
-def test_a_frame_of_a_stream_is_one_data_line() -> None:
-    frame = errors.openai_frame(errors.UpstreamError("a\nb"))
-    assert frame.startswith(b"data: {")
-    assert frame.endswith(b"}\n\n")
-    assert frame.count(b"\n") == 2
 
 
 def test_a_wrong_method_is_told_the_right_one() -> None:

@@ -15,7 +15,7 @@ frame_text = st.text(alphabet='ab: cortex{}"\n', max_size=20)
 ordinary_frame = st.one_of(
     st.just(b"data: [DONE]"),
     st.just(b": keep-alive"),
-    st.just(b": cortex-loading {}"),
+    st.just(b": cortex-progress {}"),
     st.just(b"data: : cortex {}"),
     st.just(b"event: x\n: cortex {}"),  # a line of a frame, not a frame
     frame_text.map(lambda text: b"data: " + text.replace("\n", " ").encode()),
@@ -91,8 +91,8 @@ def test_a_control_frame_without_an_end_is_refused() -> None:
 
 
 def test_a_comment_is_one_frame_that_the_filter_leaves_alone() -> None:
-    comment = sse.comment("cortex-loading", {"stage": "a\n\nb"})
-    assert comment == b': cortex-loading {"stage":"a\\n\\nb"}\n\n'
+    comment = sse.comment("cortex-progress", {"stage": "a\n\nb"})
+    assert comment == b': cortex-progress {"stage":"a\\n\\nb"}\n\n'
     assert run([comment]) == (comment, [])
 
 

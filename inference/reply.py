@@ -1,0 +1,242 @@
+"""The four ways of a neuron's answer to its client: as it came or encoded, as it comes or at once.
+
+Each takes one neuron's answer, times it and notes how it ended. It decides nothing: what follows
+when a neuron breaks off is the relay's to say.
+"""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from inference.client import JSON_HEADER, Client
+from inference.dispatch.failover import TransportFailure
+from inference.event_stream import EventStream, Where
+from inference.neuron_connection import NeuronFailed
+from inference.neuron_stream import NeuronAnswer
+from inference.request_facts import RequestFacts
+from inference.wire import neuron_answer, sse
+from inference.wire.chat_stream import ChatStreamDecoder
+from inference.wire.dialect import (
+    AnswerHead,
+    Collector,
+    InferenceRequest,
+    Operation,
+    StreamEncoder,
+)
+from inference.wire.events import ChatEvent, PromptRead
+from neuron_agent.protocol import ControlFrame, Progress
+
+MAX_ANSWER_BYTES = 64 << 20
+FAILED_STATUS = 502
+"""Of a stream that broke after its 200, in the record."""
+
+
+class Reply(Protocol):
+    """How a request's answer goes to its client."""
+
+    is_stream: bool
+    """The neuron is asked for a stream."""
+
+    def show(self, where: Where) -> None:
+        """Tell the client, from time to time, what this says of where its request is."""
+
+    async def carry(self, answer: NeuronAnswer) -> None:
+        """Give a neuron's answer to the client. Raises NeuronFailed, CortexError."""
+
+
+@contextlib.contextmanager
+def reply_to(
+    client: Client, operation: Operation, request: InferenceRequest, facts: RequestFacts
+) -> Iterator[Reply]:
+    """Yield the way of a request's answer; a client of a stream hears of it while inside."""
+    shape = request.shape
+    head = AnswerHead(secrets.token_hex(16), int(facts.arrived_at.timestamp()))
+    if not request.stream:
+        if shape is None:
+            yield ForwardedWhole(client, facts)
+        else:
+            yield EncodedWhole(client, shape.whole(head), facts)
+        return
+    encoder = None if shape is None else shape.stream(head)
+    stream = EventStream(client, operation.dialect, facts, encoder)
+    with stream.kept_alive():
+        if encoder is None:
+            yield ForwardedStream(stream, facts)
+        else:
+            yield EncodedStream(stream, encoder, facts)
+
+
+class _Whole:
+    """Nothing can be said before the answer."""
+
+    def show(self, where: Where) -> None:
+        pass
+
+
+class _Streamed:
+    is_stream = True
+
+    def __init__(self, stream: EventStream, facts: RequestFacts) -> None:
+        self._stream = stream
+        self._facts = facts
+
+    def show(self, where: Where) -> None:
+        self._stream.where = where
+
+
+class ForwardedWhole(_Whole):
+    is_stream = False
+
+    def __init__(self, client: Client, facts: RequestFacts) -> None:
+        self._client = client
+        self._facts = facts
+
+    async def carry(self, answer: NeuronAnswer) -> None:
+        body = await answer.read(MAX_ANSWER_BYTES)
+        outcome = neuron_answer.read_outcome(body)
+        facts = self._facts
+        _note_first_token(facts)
+        facts.usage, facts.finish_reason = outcome.usage, outcome.finish_reason
+        facts.status = 200
+        await self._client.answer(200, body, (JSON_HEADER, *facts.headers))
+
+
+class ForwardedStream(_Streamed):
+    async def carry(self, answer: NeuronAnswer) -> None:
+        stream, facts = self._stream, self._facts
+        frames, tail = sse.ControlFrameFilter(), sse.StreamTail()
+        last_control = b""
+        while chunk := await answer.next_piece():
+            piece = _read(frames, chunk)
+            if piece.controls:
+                last_control = piece.controls[-1]
+                if facts.first_token is None:
+                    _note_progress(stream, neuron_answer.read_control(last_control).progress)
+            if not piece.data:
+                continue
+            tail.feed(piece.data)
+            if facts.first_token is None:
+                self._note_beginning(piece.data)
+            if sse.is_end(tail.data):
+                # Noted before it is written: many clients leave as soon as they have read it.
+                self._note_end(last_control, tail.data)
+            await stream.write(piece.data)
+            stream.is_between_frames = piece.data.endswith(sse.BORDER)
+        if rest := frames.finish():
+            tail.feed(rest)
+        self._note_end(last_control, tail.data)
+        await stream.end(rest)
+
+    def _note_beginning(self, data: bytes) -> None:
+        """Raises NeuronAnswered for an answer that begins with its error: nothing was said yet."""
+        if sse.is_only_comments(data):
+            return
+        error = neuron_answer.read_streamed_error(sse.last_data(data))
+        if error is not None and data.startswith(b"data:"):
+            raise error
+        _note_first_token(self._facts)
+
+    def _note_end(self, last_control: bytes, last_frames: bytes) -> None:
+        error = neuron_answer.read_streamed_error(sse.last_data(last_frames))
+        error_code = "" if error is None else error.code
+        _note_end(self._facts, neuron_answer.read_control(last_control), error_code)
+
+
+class EncodedStream(_Streamed):
+    def __init__(self, stream: EventStream, encoder: StreamEncoder, facts: RequestFacts) -> None:
+        super().__init__(stream, facts)
+        self._encoder = encoder
+
+    async def carry(self, answer: NeuronAnswer) -> None:
+        decoder = ChatStreamDecoder()
+        prompt: PromptRead | None = None
+        while chunk := await answer.next_piece():
+            frames = b""
+            for event in _events(decoder, chunk):
+                match event:
+                    case Progress():
+                        _note_progress(self._stream, event)
+                    case PromptRead():
+                        prompt = event  # another neuron may yet be asked: said with the first token
+                    case _:
+                        frames += self._encode(prompt, event)
+                        prompt = None
+            if decoder.is_complete:
+                # Noted before it is written: many clients leave as soon as they have read it.
+                _note_end(self._facts, decoder.last_control)
+            if frames:
+                await self._stream.write(frames)
+        _check_complete(decoder)
+        await self._stream.end()
+
+    def _encode(self, prompt: PromptRead | None, event: ChatEvent) -> bytes:
+        _note_first_token(self._facts)
+        beginning = b"" if prompt is None else self._encoder.feed(prompt)
+        return beginning + self._encoder.feed(event)
+
+
+class EncodedWhole(_Whole):
+    is_stream = True
+
+    def __init__(self, client: Client, collector: Collector, facts: RequestFacts) -> None:
+        self._client = client
+        self._collector = collector
+        self._facts = facts
+
+    async def carry(self, answer: NeuronAnswer) -> None:
+        decoder = ChatStreamDecoder()
+        events: list[ChatEvent] = []  # kept to the end: another neuron may yet be asked
+        while chunk := await answer.next_piece():
+            for event in _events(decoder, chunk):
+                if not isinstance(event, Progress):
+                    events.append(event)
+        _check_complete(decoder)
+        for event in events:
+            self._collector.feed(event)
+        facts = self._facts
+        _note_first_token(facts)
+        _note_end(facts, decoder.last_control)
+        await self._client.answer(200, self._collector.body(), (JSON_HEADER, *facts.headers))
+
+
+def _read(frames: sse.ControlFrameFilter, chunk: bytes) -> sse.Piece:
+    try:
+        return frames.feed(chunk)
+    except sse.BadStream as error:
+        raise NeuronFailed(TransportFailure.BROKEN, str(error)) from None
+
+
+def _events(decoder: ChatStreamDecoder, chunk: bytes) -> Iterator[ChatEvent | Progress]:
+    try:
+        yield from decoder.feed(chunk)
+    except sse.BadStream as error:
+        raise NeuronFailed(TransportFailure.BROKEN, str(error)) from None
+
+
+def _check_complete(decoder: ChatStreamDecoder) -> None:
+    if not decoder.is_complete:
+        raise NeuronFailed(TransportFailure.BROKEN, "the stream has no end")
+
+
+def _note_progress(stream: EventStream, progress: Progress | None) -> None:
+    if progress is None:
+        return
+    told: dict[str, object] = {"stage": progress.stage}
+    if progress.total:
+        percent = round(100 * progress.done / progress.total, 1)
+        told |= {"percent": percent, "done": progress.done, "total": progress.total}
+    stream.where = lambda: told
+
+
+def _note_first_token(facts: RequestFacts) -> None:
+    if facts.first_token is None:
+        facts.first_token = time.monotonic()
+
+
+def _note_end(facts: RequestFacts, control: ControlFrame, error_code: str = "") -> None:
+    facts.usage, facts.timing = control.usage, control.timing
+    facts.finish_reason = control.finish_reason or ""
+    facts.error_code = error_code
+    facts.status = FAILED_STATUS if error_code else 200

@@ -1,0 +1,186 @@
+"""The items an answer consists of: how each looks, and how a stream tells of it.
+
+An item collects the pieces of one text. It knows neither its place in the answer nor the number of
+an event: those are the stream's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from inference.wire.events import ReasoningDelta, TextDelta, ToolArgumentsDelta
+from inference.wire.responses import carried
+
+Fields = dict[str, Any]
+
+
+class Item(Protocol):
+    pieces: list[str]
+    grown_by: ClassVar[type]
+    """The event that brings another piece of its text."""
+
+    def shown(self, status: str) -> Fields:
+        """Return the item with the text it has; status: in_progress, completed, incomplete."""
+
+    def opening(self) -> Sequence[Fields]:
+        """Return the events between output_item.added and the first delta."""
+
+    def delta(self) -> Fields:
+        """Return the event that brings a piece, without the piece."""
+
+    def closing(self) -> Sequence[Fields]:
+        """Return the events between the last delta and output_item.done."""
+
+
+@dataclass(slots=True)
+class Message:
+    """What the model says."""
+
+    id: str
+    pieces: list[str] = field(default_factory=list)
+    grown_by: ClassVar[type] = TextDelta
+
+    def _part(self) -> Fields:
+        return {
+            "type": "output_text",
+            "annotations": [],
+            "logprobs": [],
+            "text": "".join(self.pieces),
+        }
+
+    def shown(self, status: str) -> Fields:
+        content = [] if status == "in_progress" else [self._part()]
+        return {
+            "type": "message",
+            "id": self.id,
+            "status": status,
+            "role": "assistant",
+            "content": content,
+        }
+
+    def opening(self) -> Sequence[Fields]:
+        place = {"item_id": self.id, "content_index": 0}
+        return [{"type": "response.content_part.added", **place, "part": self._part()}]
+
+    def delta(self) -> Fields:
+        place = {"item_id": self.id, "content_index": 0}
+        return {"type": "response.output_text.delta", **place, "logprobs": []}
+
+    def closing(self) -> Sequence[Fields]:
+        place = {"item_id": self.id, "content_index": 0}
+        part = self._part()
+        text = {"text": part["text"], "logprobs": []}
+        return [
+            {"type": "response.output_text.done", **place, **text},
+            {"type": "response.content_part.done", **place, "part": part},
+        ]
+
+
+@dataclass(slots=True)
+class FunctionCall:
+    """A call of one of the client's functions."""
+
+    id: str
+    call_id: str
+    name: str
+    pieces: list[str] = field(default_factory=list)
+    grown_by: ClassVar[type] = ToolArgumentsDelta
+
+    def shown(self, status: str) -> Fields:
+        return {
+            "type": "function_call",
+            "id": self.id,
+            "status": status,
+            "call_id": self.call_id,
+            "name": self.name,
+            "arguments": "".join(self.pieces),
+        }
+
+    def opening(self) -> Sequence[Fields]:
+        return []
+
+    def delta(self) -> Fields:
+        return {"type": "response.function_call_arguments.delta", "item_id": self.id}
+
+    def closing(self) -> Sequence[Fields]:
+        arguments = {"item_id": self.id, "name": self.name, "arguments": "".join(self.pieces)}
+        return [{"type": "response.function_call_arguments.done", **arguments}]
+
+
+@dataclass(slots=True)
+class Reasoning:
+    """What the model thinks, as its own words: the client asked for no summary of them."""
+
+    id: str
+    is_carried: bool
+    """The client wants the text packed as well, to send it back."""
+    pieces: list[str] = field(default_factory=list)
+    grown_by: ClassVar[type] = ReasoningDelta
+
+    def _part(self) -> Fields:
+        return {"type": "reasoning_text", "text": "".join(self.pieces)}
+
+    def shown(self, status: str) -> Fields:
+        content = [] if status == "in_progress" else [self._part()]
+        fields = {"type": "reasoning", "id": self.id, "summary": [], "content": content}
+        return _with_carried(fields, self, status)
+
+    def opening(self) -> Sequence[Fields]:
+        place = {"item_id": self.id, "content_index": 0}
+        return [{"type": "response.content_part.added", **place, "part": self._part()}]
+
+    def delta(self) -> Fields:
+        return {"type": "response.reasoning_text.delta", "item_id": self.id, "content_index": 0}
+
+    def closing(self) -> Sequence[Fields]:
+        place = {"item_id": self.id, "content_index": 0}
+        part = self._part()
+        return [
+            {"type": "response.reasoning_text.done", **place, "text": part["text"]},
+            {"type": "response.content_part.done", **place, "part": part},
+        ]
+
+
+@dataclass(slots=True)
+class SummarizedReasoning:
+    """What the model thinks, under the name of a summary, as the client asked for one.
+
+    An open model writes no summaries, and clients that want one show nothing else: so the summary
+    is the whole text.
+    """
+
+    id: str
+    is_carried: bool
+    pieces: list[str] = field(default_factory=list)
+    grown_by: ClassVar[type] = ReasoningDelta
+
+    def _part(self) -> Fields:
+        return {"type": "summary_text", "text": "".join(self.pieces)}
+
+    def shown(self, status: str) -> Fields:
+        summary = [] if status == "in_progress" else [self._part()]
+        return _with_carried({"type": "reasoning", "id": self.id, "summary": summary}, self, status)
+
+    def opening(self) -> Sequence[Fields]:
+        place = {"item_id": self.id, "summary_index": 0}
+        return [{"type": "response.reasoning_summary_part.added", **place, "part": self._part()}]
+
+    def delta(self) -> Fields:
+        place = {"item_id": self.id, "summary_index": 0}
+        return {"type": "response.reasoning_summary_text.delta", **place}
+
+    def closing(self) -> Sequence[Fields]:
+        place = {"item_id": self.id, "summary_index": 0}
+        part = self._part()
+        return [
+            {"type": "response.reasoning_summary_text.done", **place, "text": part["text"]},
+            {"type": "response.reasoning_summary_part.done", **place, "part": part},
+        ]
+
+
+def _with_carried(fields: Fields, item: Reasoning | SummarizedReasoning, status: str) -> Fields:
+    fields["status"] = status
+    if item.is_carried:
+        is_whole = status != "in_progress"
+        fields["encrypted_content"] = carried.pack("".join(item.pieces)) if is_whole else None
+    return fields
