@@ -16,6 +16,8 @@ from inference.wire.dialect import Dialect, Progress, StreamEncoder
 FIRST_WORD_SECONDS = 0.8
 """Until then an answer with its proper status may still come; the client's limit is 1 s."""
 PERIOD_SECONDS = 2.0
+SIGNS_PER_EVENT = 30
+"""Of so many signs of life in a row one is an event, where a dialect's comments are overlooked."""
 
 Where = Callable[[], Progress]
 """Says, whenever it is asked, where a request is."""
@@ -42,6 +44,7 @@ class EventStream:
         self._timer: asyncio.TimerHandle | None = None
         self._sign: asyncio.Task[None] | None = None
         """A sign of life that is being written."""
+        self._num_signs = 0
 
     @contextlib.contextmanager
     def kept_alive(self) -> Iterator[None]:
@@ -55,20 +58,20 @@ class EventStream:
             if self._sign is not None:
                 self._sign.cancel()
 
-    async def write(self, frames: bytes) -> None:
-        """Send a piece of the stream, its head before it if it is the first."""
-        await self._make_way()
-        await self._client.write(frames)
-
-    async def end(self, frames: bytes = b"") -> None:
-        await self._make_way()
-        await self._client.end(frames)
-
-    async def _make_way(self) -> None:
+    async def begin(self) -> None:
+        """Send the head and the encoder's opening, unless they were sent. Before any `feed`."""
         if self._sign is not None:
             await asyncio.wait({self._sign})
         if not self._client.has_begun:
             await self._begin()
+
+    async def write(self, frames: bytes) -> None:
+        await self.begin()
+        await self._client.write(frames)
+
+    async def end(self, frames: bytes = b"") -> None:
+        await self.begin()
+        await self._client.end(frames)
 
     async def _begin(self) -> None:
         await self._client.begin_stream(self._facts.headers)
@@ -93,6 +96,9 @@ class EventStream:
         try:
             if not self._client.has_begun:
                 await self._begin()
-            await self._client.write(self._dialect.keep_alive(self.where()))
+            self._num_signs += 1
+            is_event_due = self._num_signs % SIGNS_PER_EVENT == 0
+            event = self._encoder.idle() if self._encoder and is_event_due else b""
+            await self._client.write(self._dialect.keep_alive(self.where()) + event)
         finally:
             self._sign = None

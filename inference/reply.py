@@ -153,7 +153,7 @@ class EncodedStream(_Streamed):
         decoder = ChatStreamDecoder()
         prompt: PromptRead | None = None
         while chunk := await answer.next_piece():
-            frames = b""
+            told: list[ChatEvent] = []
             for event in _events(decoder, chunk):
                 match event:
                     case Progress():
@@ -161,20 +161,20 @@ class EncodedStream(_Streamed):
                     case PromptRead():
                         prompt = event  # another neuron may yet be asked: said with the first token
                     case _:
-                        frames += self._encode(prompt, event)
+                        told += [event] if prompt is None else [prompt, event]
                         prompt = None
-            if decoder.is_complete:
-                # Noted before it is written: many clients leave as soon as they have read it.
-                _note_end(self._facts, decoder.last_control)
-            if frames:
-                await self._stream.write(frames)
+            if told:
+                await self._tell(told, decoder)
         _check_complete(decoder)
         await self._stream.end()
 
-    def _encode(self, prompt: PromptRead | None, event: ChatEvent) -> bytes:
+    async def _tell(self, events: list[ChatEvent], decoder: ChatStreamDecoder) -> None:
+        await self._stream.begin()
         _note_first_token(self._facts)
-        beginning = b"" if prompt is None else self._encoder.feed(prompt)
-        return beginning + self._encoder.feed(event)
+        if decoder.is_complete:
+            # Noted before it is written: many clients leave as soon as they have read it.
+            _note_end(self._facts, decoder.last_control)
+        await self._stream.write(b"".join(map(self._encoder.feed, events)))
 
 
 class EncodedWhole(_Whole):

@@ -58,6 +58,9 @@ class StreamEncoder(Protocol):
 
     def feed(self, event: ChatEvent) -> bytes: ...
 
+    def idle(self) -> bytes:
+        """Return a sign of life, due about once a minute, for clients that overlook comments."""
+
     def fail(self, error: CortexError, request_id: str) -> bytes:
         """Return the frames that end a stream which broke, whatever it has said before."""
 

@@ -90,6 +90,8 @@ def render_input(body: Conversation, raw: Mapping[str, Any]) -> RenderInput:
         )
     if body.reasoning_effort is not None:
         extra.setdefault("reasoning_effort", body.reasoning_effort)
+        # Most templates know no more than this of it.
+        extra.setdefault("enable_thinking", body.reasoning_effort != "none")
     _check_tools(body.tools or [])
     shows_tools = bool(body.tools) and body.tool_choice != "none"
     return RenderInput(messages, list(raw["tools"]) if shows_tools else [], extra)

@@ -132,6 +132,13 @@ async def test_an_answer_as_it_comes(service: Served, path: str) -> None:
     assert record.ttft_seconds is not None
 
 
+async def test_a_response_begins_with_its_beginning(service: Served) -> None:
+    async with ask(service, RESPONSE, stream=True) as answer:
+        told = payloads(await answer.read())
+    assert [each["type"] for each in told[:2]] == ["response.created", "response.in_progress"]
+    assert [each["sequence_number"] for each in told] == list(range(len(told)))
+
+
 def error_kind(path: str, body: dict[str, Any]) -> str:
     """Return the error's code, of Anthropic's its type; it has the dialect's shape."""
     if path.startswith(MESSAGE):

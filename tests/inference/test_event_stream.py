@@ -45,6 +45,9 @@ class Opening:
     def feed(self, event: object) -> bytes:
         raise AssertionError
 
+    def idle(self) -> bytes:
+        return b"idle\n\n"
+
     def fail(self, error: object, request_id: str) -> bytes:
         raise AssertionError
 
@@ -120,3 +123,11 @@ async def test_nothing_is_said_after_the_end(wire: Wire) -> None:
         await stream.end(b"data: [DONE]\n\n")
     await asyncio.sleep(0.03)  # several periods
     assert wire.bodies[-1] == b"data: [DONE]\n\n"
+
+
+async def test_now_and_then_a_sign_is_an_event(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "SIGNS_PER_EVENT", 3)
+    stream = a_stream(wire, Opening())
+    with stream.kept_alive():
+        await eventually(lambda: len(wire.bodies) >= 7)
+    assert wire.bodies[1:7] == [SIGN, SIGN, SIGN + b"idle\n\n"] * 2

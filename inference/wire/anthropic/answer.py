@@ -106,11 +106,11 @@ class MessageCollector:
 
 
 def _tool_use(call: ToolCallStarted, arguments: str) -> dict[str, Any]:
-    """Return the block of a call; one that was cut off in its arguments has none."""
+    """Return the block of a call. Arguments that are no object, for they were cut off, are none."""
     input_: Any = {}
     try:
         if isinstance(msgspec.json.decode(arguments), dict):
             input_ = msgspec.Raw(arguments.encode())
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         pass
     return {"type": "tool_use", "id": swapped_id(call.id), "name": call.name, "input": input_}

@@ -46,10 +46,11 @@ class AnswerFacts:
 
 def usage_body(usage: Usage) -> dict[str, Any]:
     """Return counts of which those of input add up to the prompt."""
+    cached_tokens = min(usage.cached_tokens, usage.prompt_tokens)
     return {
-        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "input_tokens": usage.prompt_tokens - cached_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": usage.cached_tokens,
+        "cache_read_input_tokens": cached_tokens,
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
     }

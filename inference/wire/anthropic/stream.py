@@ -78,6 +78,9 @@ class MessageStream:
             case _:
                 assert_never(event)
 
+    def idle(self) -> bytes:
+        return b""  # the dialect's pings are enough
+
     def fail(self, error: CortexError, request_id: str) -> bytes:
         return DIALECT.error_frame(error, request_id)
 

@@ -13,6 +13,9 @@ from inference.wire.errors import InvalidRequest
 
 _Body = TypeVar("_Body")
 
+MAX_CHARACTERS = 500
+"""Of what is wrong: some of it is the client's own, as long as it likes."""
+
 _PLACE = re.compile(r" - at `\$\.?([^`]*)`\.?$")
 _MISSING = re.compile(r"Object missing required field `([^`]+)`")
 
@@ -32,10 +35,10 @@ def invalid(path: str, what: str) -> InvalidRequest:
 def _reworded(message: str) -> InvalidRequest:
     found = _PLACE.search(message)
     path = _dotted(found[1]) if found else ""
-    what = message[: found.start()] if found else message.removesuffix(".")
+    what = (message[: found.start()] if found else message.removesuffix("."))[:MAX_CHARACTERS]
     if missing := _MISSING.match(what):
         path, what = f"{path}.{missing[1]}".lstrip("."), "Field required"
-    return invalid(path, what) if path else InvalidRequest(message)
+    return invalid(path, what) if path else InvalidRequest(message[:MAX_CHARACTERS])
 
 
 def _dotted(path: str) -> str:

@@ -176,13 +176,13 @@ class ResponseStream:
         assert item is not None
         item.pieces.append(text)
         number = self._num_events
+        self._num_events = number + 1
         return b'%b%b,"sequence_number":%d}\n\n' % (self._delta_head, _encode(text), number)
 
     def _end_item(self, status: str) -> bytes:
         index, item = self._draft.index, self._draft.item
         if item is None:
             return b""
-        self._grown_by = None
         closing = item.closing()
         done = {"type": "response.output_item.done", "item": self._draft.end_item(status)}
         return b"".join(self._item_event(index, told) for told in (*closing, done))

@@ -123,20 +123,9 @@ def _sampling(asked: _Body) -> dict[str, Any]:
         "temperature": asked.temperature,
         "top_p": asked.top_p,
         "parallel_tool_calls": asked.parallel_tool_calls,
+        "reasoning_effort": asked.reasoning.effort if asked.reasoning else None,
     }
-    return {
-        **{name: value for name, value in fields.items() if value is not None},
-        **_effort(asked.reasoning),
-    }
-
-
-def _effort(reasoning: _Reasoning | None) -> dict[str, Any]:
-    """Templates that only know thinking or not have another name for "none"."""
-    if reasoning is None or reasoning.effort is None:
-        return {}
-    if reasoning.effort == "none":
-        return {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": False}}
-    return {"reasoning_effort": reasoning.effort}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _wants_summary(reasoning: _Reasoning | None) -> bool:

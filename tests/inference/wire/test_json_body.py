@@ -103,6 +103,25 @@ def test_a_wrong_type_names_the_parameter() -> None:
     assert raised.value.param == "model"
 
 
+@pytest.mark.parametrize(
+    ("part", "param"), [(b'{"model":1}', "input[3].model"), (b"1", "input[3]")]
+)
+def test_a_part_is_named_by_its_place_in_the_body(part: bytes, param: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        json_body.decode_part(msgspec.Raw(part), decoder, "input[3]")
+    assert raised.value.param == param
+    assert f"`$.{param}`" in raised.value.message
+
+
+def test_a_part_lacking_a_field_is_named_with_it() -> None:
+    class Needy(msgspec.Struct):
+        model: str
+
+    with pytest.raises(InvalidRequest) as raised:
+        json_body.decode_part(msgspec.Raw(b"{}"), msgspec.json.Decoder(Needy), "tools[0]")
+    assert raised.value.param == "tools[0].model"
+
+
 def test_gzip_is_unpacked() -> None:
     assert json_body.unpack(gzip.compress(b"{}"), "gzip") == b"{}"
     assert json_body.unpack(b"{}", "identity") == b"{}"

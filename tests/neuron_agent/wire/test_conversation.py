@@ -85,4 +85,19 @@ def test_choice_that_cannot_be_met_is_refused_by_name(choice: Any) -> None:
 
 
 def test_effort_is_an_argument_of_the_template() -> None:
-    assert rendered(reasoning_effort="low").template_kwargs == {"reasoning_effort": "low"}
+    assert rendered(reasoning_effort="low").template_kwargs["reasoning_effort"] == "low"
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_thinking"),
+    [
+        ({"reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "low"}, True),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}, False),
+        ({}, None),
+    ],
+)
+def test_an_effort_turns_thinking_on_or_off_unless_the_client_did(
+    fields: dict[str, Any], is_thinking: bool | None
+) -> None:
+    assert rendered(**fields).template_kwargs.get("enable_thinking") is is_thinking

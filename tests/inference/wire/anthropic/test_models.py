@@ -24,6 +24,7 @@ def test_walking_forward_gives_every_model_once(entries: list[ModelEntry], limit
         page = model_list(entries, query)
         found += [model["id"] for model in page["data"]]
         assert len(page["data"]) <= limit
+        assert page["has_more"] == (len(found) < len(entries))
         if not page["has_more"]:
             break
         query["after_id"] = page["last_id"]
@@ -37,6 +38,7 @@ def test_walking_back_gives_all_before_the_last_once(entries: list[ModelEntry], 
     while True:
         page = model_list(entries, query)
         found = [model["id"] for model in page["data"]] + found
+        assert page["has_more"] == (len(found) < len(entries) - 1)
         if not page["has_more"]:
             break
         query["before_id"] = page["first_id"]

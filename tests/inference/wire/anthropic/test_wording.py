@@ -1,5 +1,7 @@
 """A refusal says where and what in one line, as Anthropic words it."""
 
+from typing import Literal
+
 import msgspec
 import pytest
 
@@ -14,6 +16,7 @@ class Inner(msgspec.Struct):
 class Outer(msgspec.Struct):
     items: list[Inner | None] = []
     number: int = 0
+    kind: Literal["a", "b"] = "a"
 
 
 decoder = msgspec.json.Decoder(Outer)
@@ -43,6 +46,14 @@ def test_a_wrong_body_is_refused_in_words(body: bytes, message: str, param: str 
     with pytest.raises(InvalidRequest) as raised:
         wording.decode(body, decoder)
     assert (raised.value.message, raised.value.param) == (message, param)
+
+
+def test_a_refusal_does_not_repeat_all_that_was_sent() -> None:
+    long = "x" * 10_000
+    with pytest.raises(InvalidRequest) as raised:
+        wording.decode(msgspec.json.encode({"kind": long}), msgspec.json.Decoder(Outer))
+    assert raised.value.param == "kind"
+    assert len(raised.value.message) < 600
 
 
 def test_a_right_body_is_read() -> None:

@@ -51,7 +51,7 @@ def test_sampling_has_a_chats_names() -> None:
 
 def test_no_effort_is_no_thinking() -> None:
     chat = chat_of(reasoning={"effort": "none"})
-    assert chat["chat_template_kwargs"] == {"enable_thinking": False}
+    assert chat["reasoning_effort"] == "none"
     assert "reasoning_effort" not in chat_of(reasoning={"effort": None})
     assert "reasoning_effort" not in chat_of(reasoning=None)
 
