@@ -9,7 +9,7 @@ import msgspec
 from neuron_agent.errors import BadRequest
 from neuron_agent.wire.json_body import Body, check_range
 
-MAX_STOPS = 4
+MAX_STOPS = 32
 MAX_STOP_CHARACTERS = 512
 MAX_SEED = 2**63 - 1
 MAX_TOKENS = 2**31 - 1

@@ -9,21 +9,31 @@ import contextlib
 import gc
 import gzip
 import json
+import random
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import psutil
 import pytest
 
+from inference.wire import anthropic, openai, responses
+from inference.wire.errors import CortexError
+from neuron_agent.errors import NeuronError
+from neuron_agent.wire.chat_request import parse_chat_request
+from neuron_agent.wire.completion_request import parse_completion_request
+from neuron_agent.wire.embeddings import parse_embedding_request
 from tests.fakes.neuron import FakeNeuron, Refusal
 from tests.inference.mutation import (
     ANTHROPIC,
     CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
     MESSAGES,
     RESPONSES,
     VALID,
     case,
     dialect_of,
+    mutated_body,
 )
 from tests.inference.raw_http import Connection, Got, Sent
 from tests.inference.world import (
@@ -198,9 +208,39 @@ async def test_no_request_breaks_it_while_the_neuron_is_broken(
     await service.at_rest()
 
 
-def large(path: str) -> bytes:
-    filler = b"x" * (LARGE_BYTES - 100)
-    return b'{"model":"m","x":"' + filler + b'"}'
+PARSERS = {
+    CHAT: (openai.CHAT, parse_chat_request),
+    COMPLETIONS: (openai.COMPLETIONS, parse_completion_request),
+    EMBEDDINGS: (openai.EMBEDDINGS, parse_embedding_request),
+    RESPONSES: (responses.RESPONSES, parse_chat_request),
+    MESSAGES: (anthropic.MESSAGES, parse_chat_request),
+}
+
+
+@pytest.mark.parametrize("path", PARSERS)
+def test_what_is_let_through_a_neuron_can_read(path: str) -> None:
+    """It may still refuse what it alone can judge, in its own words; never what we translated."""
+    operation, parse = PARSERS[path]
+    num_read = num_refused = 0
+    for index in range(1_000):
+        draw = random.Random(f"{SEED} {index}")
+        try:
+            body = operation.parse_request(mutated_body(path, draw)).body
+        except CortexError:
+            continue
+        try:
+            parse(body)
+            num_read += 1
+        except NeuronError as error:
+            assert 400 <= error.status < 500, error
+            num_refused += 1
+    assert num_read > 150
+    if path in (RESPONSES, MESSAGES):
+        assert num_refused < 5  # numbers beyond all range, in what passes unread
+
+
+def large() -> bytes:
+    return b'{"model":"m","x":"' + b"x" * (LARGE_BYTES - 100) + b'"}'
 
 
 def extremes() -> Iterator[tuple[str, Sent, int]]:
@@ -216,8 +256,8 @@ def extremes() -> Iterator[tuple[str, Sent, int]]:
         yield "nested arrays in a body", Sent("POST", path, json_type, inside), 400
         yield "nested objects", Sent("POST", path, json_type, objects), 400
         yield "unclosed arrays", Sent("POST", path, json_type, b"[" * 100_000), 400
-        yield "33 MB", Sent("POST", path, json_type, large(path)), 413
-        yield "33 MB in chunks", Sent("POST", path, json_type, large(path), is_chunked=True), 413
+        yield "33 MB", Sent("POST", path, json_type, large()), 413
+        yield "33 MB in chunks", Sent("POST", path, json_type, large(), is_chunked=True), 413
         yield "33 MB unpacked", Sent("POST", path, gzip_type, bomb), 413
         yield "half a million wrong items", Sent("POST", path, json_type, commas), 400
         yield "escapes", Sent("POST", path, json_type, b'"' + b"\\u0041" * 500_000 + b'"'), 400
@@ -236,7 +276,7 @@ async def test_extremes_are_refused_for_what_they_are(service: Served, neuron: F
 async def test_memory_of_large_bodies_is_given_back(service: Served, neuron: FakeNeuron) -> None:
     async def send_large() -> None:
         for path in (CHAT, *ANTHROPIC):
-            await ask_all(service, [("33 MB", Sent("POST", path, (), large(path)))])
+            await ask_all(service, [("33 MB", Sent("POST", path, (), large()))])
 
     await send_large()
     before = resident_bytes()

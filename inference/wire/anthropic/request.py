@@ -20,7 +20,7 @@ from inference.wire.dialect import InferenceRequest, Operation
 
 MAX_NEURON_INTEGER = 2**31 - 1
 """What a neuron takes; asked for more, it is given this: it clamps to what fits anyway."""
-MAX_STOP_SEQUENCES = 4
+MAX_STOP_SEQUENCES = 32
 MAX_STOP_CHARACTERS = 512
 """Both are a neuron's limits."""
 

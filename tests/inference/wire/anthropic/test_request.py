@@ -276,7 +276,7 @@ def one(content: Any, role: str = "user") -> dict[str, Any]:
         ({"stop_sequences": [" \n"]}, "stop_sequences.0"),
         ({"stop_sequences": ["a", ""]}, "stop_sequences.1"),
         ({"stop_sequences": ["x" * 513]}, "stop_sequences.0"),
-        ({"stop_sequences": ["a", "b", "c", "d", "e"]}, "stop_sequences"),
+        ({"stop_sequences": [f"s{n}" for n in range(33)]}, "stop_sequences"),
         ({"thinking": {"type": "on"}}, "thinking.type"),
         ({"thinking": {"type": "adaptive", "display": "x"}}, "thinking.display"),
         ({"thinking": "enabled"}, "thinking"),
