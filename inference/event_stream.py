@@ -26,7 +26,7 @@ QUEUED: Progress = {"stage": "queued"}
 
 
 class EventStream:
-    """Signs of life go between two frames only, and never beside another writer."""
+    """What is written is whole frames, so signs of life may go between any two writings."""
 
     def __init__(
         self,
@@ -36,7 +36,6 @@ class EventStream:
         encoder: StreamEncoder | None = None,
     ) -> None:
         self.where: Where = lambda: QUEUED
-        self.is_between_frames = True
         self._client = client
         self._dialect = dialect
         self._facts = facts
@@ -87,7 +86,7 @@ class EventStream:
         left = due_seconds - client.quiet_seconds
         loop = asyncio.get_running_loop()
         if left <= 0:
-            if self.is_between_frames and not client.is_behind:
+            if not client.is_behind:
                 self._sign = loop.create_task(self._give_sign())
             left = PERIOD_SECONDS
         self._timer = loop.call_later(left, self._look)

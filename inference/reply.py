@@ -7,8 +7,8 @@ when a neuron breaks off is the relay's to say.
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
 from inference.client import JSON_HEADER, Client
 from inference.dispatch.failover import TransportFailure
@@ -29,6 +29,8 @@ from inference.wire.events import ChatEvent, PromptRead
 from neuron_agent.protocol import ControlFrame, Progress
 
 MAX_ANSWER_BYTES = 64 << 20
+Fed = TypeVar("Fed")
+
 FAILED_STATUS = 502
 """Of a stream that broke after its 200, in the record."""
 
@@ -106,28 +108,28 @@ class ForwardedWhole(_Whole):
 class ForwardedStream(_Streamed):
     async def carry(self, answer: NeuronAnswer) -> None:
         stream, facts = self._stream, self._facts
-        frames, tail = sse.ControlFrameFilter(), sse.StreamTail()
-        last_control = b""
+        frames, whole = sse.ControlFrameFilter(), sse.WholeFrames()
+        last_control = last_data = b""
         while chunk := await answer.next_piece():
-            piece = _read(frames, chunk)
+            piece = _read(frames.feed, chunk)
             if piece.controls:
                 last_control = piece.controls[-1]
                 if facts.first_token is None:
                     _note_progress(stream, neuron_answer.read_control(last_control).progress)
-            if not piece.data:
+            data = _read(whole.feed, piece.data)
+            if not data:
                 continue
-            tail.feed(piece.data)
+            last_data = data
             if facts.first_token is None:
-                self._note_beginning(piece.data)
-            if sse.is_end(tail.data):
+                self._note_beginning(data)
+            if sse.is_end(data):
                 # Noted before it is written: many clients leave as soon as they have read it.
-                self._note_end(last_control, tail.data)
-            await stream.write(piece.data)
-            stream.is_between_frames = piece.data.endswith(sse.BORDER)
-        if rest := frames.finish():
-            tail.feed(rest)
-        self._note_end(last_control, tail.data)
-        await stream.end(rest)
+                self._note_end(last_control, data)
+            await stream.write(data)
+        self._note_end(last_control, last_data)
+        if not sse.is_end(last_data) and not facts.error_code:
+            raise NeuronFailed(TransportFailure.BROKEN, "the stream has no end")
+        await stream.end()
 
     def _note_beginning(self, data: bytes) -> None:
         """Raises NeuronAnswered for an answer that begins with its error: nothing was said yet."""
@@ -154,7 +156,7 @@ class EncodedStream(_Streamed):
         prompt: PromptRead | None = None
         while chunk := await answer.next_piece():
             told: list[ChatEvent] = []
-            for event in _events(decoder, chunk):
+            for event in _read(decoder.feed, chunk):
                 match event:
                     case Progress():
                         _note_progress(self._stream, event)
@@ -189,7 +191,7 @@ class EncodedWhole(_Whole):
         decoder = ChatStreamDecoder()
         events: list[ChatEvent] = []  # kept to the end: another neuron may yet be asked
         while chunk := await answer.next_piece():
-            for event in _events(decoder, chunk):
+            for event in _read(decoder.feed, chunk):
                 if not isinstance(event, Progress):
                     events.append(event)
         _check_complete(decoder)
@@ -201,16 +203,9 @@ class EncodedWhole(_Whole):
         await self._client.answer(200, self._collector.body(), (JSON_HEADER, *facts.headers))
 
 
-def _read(frames: sse.ControlFrameFilter, chunk: bytes) -> sse.Piece:
+def _read(feed: Callable[[bytes], Fed], chunk: bytes) -> Fed:
     try:
-        return frames.feed(chunk)
-    except sse.BadStream as error:
-        raise NeuronFailed(TransportFailure.BROKEN, str(error)) from None
-
-
-def _events(decoder: ChatStreamDecoder, chunk: bytes) -> Iterator[ChatEvent | Progress]:
-    try:
-        yield from decoder.feed(chunk)
+        return feed(chunk)
     except sse.BadStream as error:
         raise NeuronFailed(TransportFailure.BROKEN, str(error)) from None
 

@@ -20,10 +20,8 @@ from inference.wire.events import (
     ToolArgumentsDelta,
     ToolCallStarted,
 )
-from inference.wire.sse import BORDER, BadStream, ControlFrameFilter
+from inference.wire.sse import BORDER, ControlFrameFilter, WholeFrames
 from neuron_agent.protocol import ControlFrame, ErrorDetail, Progress
-
-MAX_FRAME_BYTES = 16 << 20
 
 _DATA = b"data: "
 _DONE = b"[DONE]"
@@ -63,7 +61,7 @@ class ChatStreamDecoder:
 
     def __init__(self) -> None:
         self._frames = ControlFrameFilter()
-        self._rest = b""
+        self._whole = WholeFrames()
         self.is_complete = False
         """The last event has come."""
         self.last_control = ControlFrame()
@@ -96,10 +94,7 @@ class ChatStreamDecoder:
             late.append(Finished(control.finish_reason, control.usage, control.stop_sequence))
 
     def _data_events(self, data: bytes) -> Iterator[Delta]:
-        *frames, self._rest = (self._rest + data).split(BORDER)
-        if len(self._rest) > MAX_FRAME_BYTES:
-            raise BadStream("a frame does not end")
-        for frame in frames:
+        for frame in self._whole.feed(data).split(BORDER):
             if frame.startswith(_DATA) and not frame.endswith(_DONE):
                 yield from _events_of(frame[len(_DATA) :])
 

@@ -11,14 +11,14 @@ import msgspec
 from neuron_agent.protocol import CONTROL_FRAME_PREFIX
 
 MAX_CONTROL_FRAME_BYTES = 64 << 10
-MAX_TAIL_BYTES = 16 << 10
+MAX_FRAME_BYTES = 16 << 20
 
 BORDER = b"\n\n"
 _START = BORDER + CONTROL_FRAME_PREFIX
 
 
 class BadStream(ValueError):
-    """A control frame without an end: not what a neuron sends."""
+    """A frame without an end: not what a neuron sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +77,22 @@ class ControlFrameFilter:
         self._pending = frame
 
 
-class StreamTail:
-    """The last frames of a stream, whole, however they were cut on their way.
-
-    It goes back to the last border that a piece ended with, and no further than MAX_TAIL_BYTES.
-    """
+class WholeFrames:
+    """Passes on what ends with a border, so that between two pieces there is always one."""
 
     def __init__(self) -> None:
-        self.data = b""
+        self._rest = b""
 
-    def feed(self, piece: bytes) -> None:
-        if not self.data or self.data.endswith(BORDER):
-            self.data = piece
-        else:
-            self.data = (self.data + piece)[-MAX_TAIL_BYTES:]
+    def feed(self, data: bytes) -> bytes:
+        """Return the frames that are complete now. Raises BadStream for one without an end."""
+        data = self._rest + data
+        end = len(data) if data.endswith(BORDER) else data.rfind(BORDER) + len(BORDER)
+        if end < len(BORDER):
+            end = 0
+        self._rest = data[end:]
+        if len(self._rest) > MAX_FRAME_BYTES:
+            raise BadStream("a frame does not end")
+        return data[:end]
 
 
 def comment(name: str, facts: object) -> bytes:

@@ -1,4 +1,4 @@
-"""Signs of life: when they are due, never inside a frame, never beside another writer."""
+"""Signs of life: when they are due, what they say, and never beside another writer."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -89,19 +89,6 @@ async def test_an_encoders_opening_goes_before_the_first_sign_and_goes_once(wire
         await stream.write(b"data: 1\n\n")
     assert wire.bodies[:2] == [b"opening\n\n", SIGN]
     assert wire.bodies.count(b"opening\n\n") == 1
-
-
-async def test_nothing_is_said_inside_a_frame(wire: Wire) -> None:
-    stream = a_stream(wire)
-    with stream.kept_alive():
-        await stream.write(b"data: ha")
-        stream.is_between_frames = False
-        num_signs = len(wire.bodies)
-        await asyncio.sleep(0.05)  # several periods: nothing may come
-        assert len(wire.bodies) == num_signs
-        await stream.write(b"lf\n\n")
-        stream.is_between_frames = True
-        await eventually(lambda: wire.bodies[-1] == SIGN)
 
 
 async def test_a_writer_waits_for_the_sign_that_is_being_written(wire: Wire) -> None:

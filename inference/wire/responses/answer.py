@@ -5,7 +5,7 @@ most one, and all before it are complete. It knows no HTTP, no clock and no mode
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import msgspec
@@ -45,6 +45,8 @@ class ResponseShape:
 
     repeated: Mapping[str, Any]
     """Fields of the request that stand in the response as well, `model` among them."""
+    namespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Names that a model may call -> the namespace and the name that the client knows."""
     summarizes_reasoning: bool = False
     carries_reasoning: bool = False
 
@@ -82,7 +84,8 @@ class _Draft:
             case ReasoningDelta():
                 self.item = Reasoning(f"rs_{unique}", self._shape.carries_reasoning)
             case ToolCallStarted(_, call_id, name):
-                self.item = FunctionCall(f"fc_{unique}", call_id, name)
+                namespace, own_name = self._shape.namespaces.get(name, (None, name))
+                self.item = FunctionCall(f"fc_{unique}", call_id, own_name, namespace)
             case _:
                 assert_never(event)
         return self.item

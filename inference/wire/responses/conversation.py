@@ -1,7 +1,8 @@
 """Input items as the messages of a chat: nothing added, nothing reordered.
 
 Responses know no assistant's turn, only items in a row; a chat has one message for what was
-thought, said and called at once. It knows neither tools nor how the answer is to look.
+thought, said and called at once. It knows
+neither which tools are offered nor how the answer is to look.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ from inference.wire.responses.input_items import (
     ReasoningItem,
     read_item,
 )
+from inference.wire.responses.tools import name_for_model
 
 ChatMessage = dict[str, Any]
 
@@ -63,8 +65,8 @@ class _Translation:
                 self._say(_content(content, f"{place}.content"))
             case MessageItem(role, content):
                 self._add_message(role, _content(content, f"{place}.content"), place)
-            case FunctionCallItem(call_id, name, arguments):
-                self._call(call_id, name, arguments)
+            case FunctionCallItem(call_id, name, arguments, namespace):
+                self._call(call_id, name_for_model(namespace, name), arguments)
             case CustomToolCallItem(call_id, name, text):
                 self._call(call_id, name, msgspec.json.encode({"input": text}).decode())
             case LocalShellCallItem(call_id, action):

@@ -38,6 +38,7 @@ class FunctionCallItem(msgspec.Struct, frozen=True):
     call_id: str
     name: str
     arguments: str
+    namespace: str | None = None
 
 
 class CustomToolCallItem(msgspec.Struct, frozen=True):

@@ -83,16 +83,19 @@ class FunctionCall:
     id: str
     call_id: str
     name: str
+    namespace: str | None = None
     pieces: list[str] = field(default_factory=list)
     grown_by: ClassVar[type] = ToolArgumentsDelta
 
     def shown(self, status: str) -> Fields:
+        namespace = {} if self.namespace is None else {"namespace": self.namespace}
         return {
             "type": "function_call",
             "id": self.id,
             "status": status,
             "call_id": self.call_id,
             "name": self.name,
+            **namespace,
             "arguments": "".join(self.pieces),
         }
 

@@ -17,8 +17,8 @@ from inference.wire.responses.conversation import chat_messages
 from inference.wire.responses.tools import (
     Choice,
     Format,
-    FunctionTool,
     TextFormat,
+    Toolbox,
     chat_format,
     chat_tools,
     read_tools,
@@ -77,17 +77,18 @@ def parse_response_request(body: bytes) -> InferenceRequest:
     """Raises InvalidRequest."""
     asked = json_body.decode(body, _decoder)
     _refuse_what_is_stored(asked)
-    tools = read_tools(asked.tools or ())
+    toolbox = read_tools(asked.tools or ())
     chat = {
         "model": asked.model,
         "messages": chat_messages(asked.instructions, asked.input),
         "stream": True,
-        **chat_tools(tools, asked.tool_choice),
+        **chat_tools(toolbox.offers, asked.tool_choice),
         **chat_format(asked.text.format if asked.text else None),
         **_sampling(asked),
     }
     shape = ResponseShape(
-        _repeated(asked, tools),
+        _repeated(asked, toolbox),
+        toolbox.namespaces,
         summarizes_reasoning=_wants_summary(asked.reasoning),
         carries_reasoning=CARRIED in (asked.include or ()),
     )
@@ -134,7 +135,7 @@ def _wants_summary(reasoning: _Reasoning | None) -> bool:
     return (reasoning.summary or reasoning.generate_summary or "none") != "none"
 
 
-def _repeated(asked: _Body, tools: list[FunctionTool]) -> dict[str, Any]:
+def _repeated(asked: _Body, toolbox: Toolbox) -> dict[str, Any]:
     """Return what OpenAI's response has of its request; null stands for the model's default."""
     reasoning, text = asked.reasoning or _Reasoning(), asked.text or _Text()
     summary = reasoning.summary or reasoning.generate_summary
@@ -155,7 +156,7 @@ def _repeated(asked: _Body, tools: list[FunctionTool]) -> dict[str, Any]:
         "temperature": asked.temperature,
         "text": _Text(text.format or TextFormat(), text.verbosity),
         "tool_choice": asked.tool_choice or "auto",
-        "tools": tools,
+        "tools": toolbox.repeated,
         "top_logprobs": 0,
         "top_p": asked.top_p,
         "truncation": asked.truncation or "disabled",

@@ -1,11 +1,12 @@
 """Tools, the choice among them and the answer's format: flat in Responses, nested in a chat.
 
-Only functions can be offered to a model here; tools of other types run on their inventor's own
-machines and are ignored. It knows no items.
+Only functions can be offered to a model here, in namespaces or not; tools of other types run on
+their inventor's own machines and are ignored. It knows no items.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, assert_never
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, assert_never
 
 import msgspec
 
@@ -15,11 +16,16 @@ from inference.wire.errors import InvalidRequest
 Fields = dict[str, Any]
 
 
-class FunctionTool(msgspec.Struct, frozen=True, omit_defaults=True, tag="function"):
-    name: str
+class FunctionTool(msgspec.Struct, frozen=True):
+    name: Annotated[str, msgspec.Meta(min_length=1)]
     description: str | None = None
     parameters: dict[str, msgspec.Raw] | None = None
     strict: bool | None = None
+
+
+class _Namespace(msgspec.Struct, frozen=True):
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    tools: list[msgspec.Raw]
 
 
 class _Kind(msgspec.Struct, frozen=True):
@@ -28,18 +34,67 @@ class _Kind(msgspec.Struct, frozen=True):
 
 _kind_decoder = msgspec.json.Decoder(_Kind)
 _function_decoder = msgspec.json.Decoder(FunctionTool)
+_namespace_decoder = msgspec.json.Decoder(_Namespace)
 
 
-def read_tools(raws: Sequence[msgspec.Raw]) -> list[FunctionTool]:
+def name_for_model(namespace: str | None, name: str) -> str:
+    """Return what a function is called in a chat, which knows no namespaces."""
+    return name if namespace is None else f"{namespace}__{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A function that a model is offered; Codex has those of its tool servers in namespaces."""
+
+    function: FunctionTool
+    namespace: str | None = None
+
+    @property
+    def shown_name(self) -> str:
+        return name_for_model(self.namespace, self.function.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    offers: tuple[Offer, ...] = ()
+    repeated: tuple[msgspec.Raw, ...] = ()
+    """The tools they came from, as the answer repeats them."""
+
+    @property
+    def namespaces(self) -> dict[str, tuple[str, str]]:
+        """Names that a model calls which are not a function's own: its namespace and its name."""
+        named = [offer for offer in self.offers if offer.namespace is not None]
+        return {offer.shown_name: (offer.namespace or "", offer.function.name) for offer in named}
+
+
+def read_tools(raws: Sequence[msgspec.Raw]) -> Toolbox:
     """Return the functions among the tools. Raises InvalidRequest."""
-    found = []
+    offers: list[Offer] = []
+    repeated: list[msgspec.Raw] = []
     for index, raw in enumerate(raws):
-        place = f"tools[{index}]"
-        if json_body.decode_part(raw, _kind_decoder, place).type == "function":
-            found.append(json_body.decode_part(raw, _function_decoder, place))
-            if not found[-1].name:
-                raise InvalidRequest(f"`{place}.name` is empty.", param=f"{place}.name")
-    return found
+        found = _read_tool(raw, f"tools[{index}]")
+        if found is not None:
+            offers += found
+            repeated.append(raw)
+    return Toolbox(tuple(offers), tuple(repeated))
+
+
+def _read_tool(raw: msgspec.Raw, place: str) -> list[Offer] | None:
+    match json_body.decode_part(raw, _kind_decoder, place).type:
+        case "function":
+            return [Offer(json_body.decode_part(raw, _function_decoder, place))]
+        case "namespace":
+            namespace = json_body.decode_part(raw, _namespace_decoder, place)
+            return list(_members(namespace, place))
+        case _:
+            return None
+
+
+def _members(namespace: _Namespace, place: str) -> Iterator[Offer]:
+    for index, raw in enumerate(namespace.tools):
+        inside = f"{place}.tools[{index}]"
+        if json_body.decode_part(raw, _kind_decoder, inside).type == "function":
+            yield Offer(json_body.decode_part(raw, _function_decoder, inside), namespace.name)
 
 
 class _NamedFunction(msgspec.Struct, frozen=True, tag="function"):
@@ -59,7 +114,7 @@ class _AllowedTools(msgspec.Struct, frozen=True, tag="allowed_tools"):
 Choice = Literal["none", "auto", "required"] | _NamedFunction | _AllowedTools
 
 
-def chat_tools(tools: Sequence[FunctionTool], choice: Choice | None) -> Fields:
+def chat_tools(offers: Sequence[Offer], choice: Choice | None) -> Fields:
     """Return the fields `tools` and `tool_choice` of a chat. Raises InvalidRequest."""
     wanted: str | Fields | None
     match choice:
@@ -67,24 +122,33 @@ def chat_tools(tools: Sequence[FunctionTool], choice: Choice | None) -> Fields:
             wanted = {"type": "function", "function": {"name": name}}
         case _AllowedTools(mode, allowed):
             wanted = mode
-            names = {tool.name for tool in allowed if tool.type == "function"}
-            tools = [tool for tool in tools if tool.name in names]
+            offers = _allowed(offers, allowed)
         case "none" | "auto" | "required" | None:
             wanted = choice
         case _:
             assert_never(choice)
-    _check_choice(tools, choice)
-    fields: Fields = {"tools": [_nested(tool) for tool in tools]} if tools else {}
+    _check_choice(offers, choice)
+    fields: Fields = {"tools": [_nested(offer) for offer in offers]} if offers else {}
     return fields if wanted is None else {**fields, "tool_choice": wanted}
 
 
-def _check_choice(tools: Sequence[FunctionTool], choice: Choice | None) -> None:
-    names = {tool.name for tool in tools}
+def _allowed(offers: Sequence[Offer], allowed: Sequence[_AllowedTool]) -> list[Offer]:
+    names = {tool.name for tool in allowed if tool.type == "function"}
+    namespaces = {tool.name for tool in allowed if tool.type == "namespace"}
+    return [
+        offer
+        for offer in offers
+        if offer.function.name in names
+        or (offer.namespace is not None and offer.namespace in namespaces)
+    ]
+
+
+def _check_choice(offers: Sequence[Offer], choice: Choice | None) -> None:
     match choice:
         case _NamedFunction(name):
-            is_there = name in names
+            is_there = any(offer.shown_name == name for offer in offers)
         case "required" | _AllowedTools("required"):
-            is_there = bool(names)
+            is_there = bool(offers)
         case _:
             is_there = True
     if not is_there:
@@ -94,12 +158,12 @@ def _check_choice(tools: Sequence[FunctionTool], choice: Choice | None) -> None:
         )
 
 
-def _nested(tool: FunctionTool) -> Fields:
+def _nested(offer: Offer) -> Fields:
     named = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-        "strict": tool.strict,
+        "name": offer.shown_name,
+        "description": offer.function.description,
+        "parameters": offer.function.parameters,
+        "strict": offer.function.strict,
     }
     function = {name: value for name, value in named.items() if value is not None}
     return {"type": "function", "function": function}

@@ -116,21 +116,22 @@ def test_the_last_data_line_is_found() -> None:
     assert sse.last_data(b": x\n\n") == b""
 
 
-@given(st.lists(ordinary_frame, min_size=1, max_size=6), st.data())
-def test_the_tail_has_the_last_frame_whole_however_it_was_cut(
-    frames: list[bytes], data: st.DataObject
-) -> None:
-    stream = b"".join(frame + b"\n\n" for frame in frames)
+@given(
+    st.lists(st.binary(min_size=1, max_size=6).filter(lambda b: b"\n" not in b), max_size=6),
+    st.data(),
+)
+def test_frames_are_passed_on_whole(frames: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(frame + b"\n\n" for frame in frames) + b"unfinished"
     cuts = sorted(data.draw(st.sets(st.integers(1, len(stream) - 1))))
-    tail = sse.StreamTail()
-    for start, end in pairwise([0, *cuts, len(stream)]):
-        tail.feed(stream[start:end])
-    assert tail.data.endswith(frames[-1] + b"\n\n")
-    assert stream.endswith(tail.data)
+    whole = sse.WholeFrames()
+    pieces = [whole.feed(stream[start:end]) for start, end in pairwise([0, *cuts, len(stream)])]
+    assert all(piece.endswith(b"\n\n") for piece in pieces if piece)
+    assert b"".join(pieces) == stream.removesuffix(b"unfinished")
 
 
-def test_the_tail_is_bounded() -> None:
-    tail = sse.StreamTail()
-    for _ in range(100):
-        tail.feed(b"x" * 1000)
-    assert len(tail.data) == sse.MAX_TAIL_BYTES
+def test_a_frame_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "MAX_FRAME_BYTES", 100)
+    whole = sse.WholeFrames()
+    assert whole.feed(b"x" * 100) == b""
+    with pytest.raises(sse.BadStream):
+        whole.feed(b"x")
