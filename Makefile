@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: run test check fix clean
+.PHONY: run test test-clients check fix clean
 
 run: $(VENV)/installed ## serve the demo model on this machine
 	@exec $(BIN)/python manage.py up
@@ -14,6 +14,10 @@ test: $(VENV)/installed-dev ## everything, on the embedded defaults and on Postg
 	@tests/install_servers.sh
 	$(BIN)/python -m pytest -o addopts="--strict-markers --strict-config"
 
+test-clients: $(VENV)/installed-dev ## Claude Code, Codex, opencode and the SDKs, all real; needs node
+	@tests/clients/install.sh
+	$(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/clients
+
 check: $(VENV)/installed-dev ## what must hold at every commit; under a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -21,14 +25,14 @@ check: $(VENV)/installed-dev ## what must hold at every commit; under a minute
 	$(BIN)/mypy
 	$(BIN)/python manage.py check
 	$(BIN)/python manage.py makemigrations --check --dry-run
-	$(BIN)/python -m pytest -m "not e2e and not model and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile quick -m "not e2e and not model and not slow"
 
 fix: $(VENV)/installed-dev ## format, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean: ## forget the virtual environment and the data
-	rm -rf $(VENV) data
+	rm -rf $(VENV) data tests/clients/node_modules
 
 # The files next to the environment say what it was built from: a change builds on.
 $(VENV)/created:

@@ -280,7 +280,12 @@ structlog.configure(
 _RENDERER = (
     structlog.processors.JSONRenderer()
     if LOG_JSON
-    else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    else structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(),
+        # The default shows the values of all variables, keys and prompts among them, and takes a
+        # second of the event loop for it.
+        exception_formatter=structlog.dev.plain_traceback,
+    )
 )
 LOGGING = {
     "version": 1,

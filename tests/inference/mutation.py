@@ -55,7 +55,11 @@ VALID: dict[str, dict[str, Any]] = {
             {"type": "function_call_output", "call_id": "call_1", "output": "ok"},
             {"type": "custom_tool_call", "call_id": "call_2", "name": "g", "input": "x"},
         ],
-        "tools": [{"type": "function", **_FUNCTION}, {"type": "web_search"}],
+        "tools": [
+            {"type": "function", **_FUNCTION},
+            {"type": "web_search"},
+            {"type": "namespace", "name": "ns", "tools": [{"type": "function", **_FUNCTION}]},
+        ],
         "tool_choice": {"type": "function", "name": "f"},
         "text": {"format": _FORMAT, "verbosity": "low"},
         "reasoning": {"effort": "low", "summary": "auto"},

@@ -4,7 +4,9 @@ Real clients would repair, refuse or follow what the tests want to see.
 """
 
 import asyncio
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 ANSWER_SECONDS = 60.0
 
@@ -33,6 +35,11 @@ class Got:
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return what a client of any language would read: of Python's, `int` has a limit of digits."""
+    return json.loads(data, parse_int=lambda digits: digits if len(digits) > 30 else int(digits))
 
 
 class Connection:

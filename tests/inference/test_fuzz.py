@@ -35,7 +35,8 @@ from tests.inference.mutation import (
     dialect_of,
     mutated_body,
 )
-from tests.inference.raw_http import Connection, Got, Sent
+from tests.inference.raw_http import Connection, Got, Sent, parse_json
+from tests.inference.wire.responses.event_reader import read, told
 from tests.inference.world import (
     MODEL,
     RecordedPort,
@@ -122,14 +123,14 @@ def check(sent: Sent, got: Got, faults: frozenset[int]) -> None:
         assert got.status == 200
         check_stream(sent, got.body, is_broken=bool(faults))
     elif sent.target.rstrip("/") in HEALTH and got.status in (200, 503):
-        assert json.loads(got.body)["status"] in ("ok", "degraded")
+        assert parse_json(got.body)["status"] in ("ok", "degraded")
     else:
         check_json(got, is_anthropic)
 
 
 def check_json(got: Got, is_anthropic: bool) -> None:
     assert got.headers["content-type"] == "application/json", got
-    body = json.loads(got.body)
+    body = parse_json(got.body)
     if got.status == 200:
         assert "error" not in body or body["error"] is None, got
     elif is_anthropic:
@@ -150,6 +151,10 @@ def check_stream(sent: Sent, body: bytes, is_broken: bool) -> None:
     ends = LAST_EVENTS.get(path, (b"data: [DONE]",))
     errors = (b"event: error\n", b"event: response.failed\n", b'data: {"error"')
     assert last.startswith((*ends, *errors) if is_broken else ends), body
+    if path == RESPONSES:
+        told(read(body), is_whole=not is_broken)  # events are numbered, items open and close
+    elif path == MESSAGES and not is_broken:
+        assert body.count(b"event: message_start\n") == 1, body
 
 
 def cases(first: int, last: int) -> Iterator[tuple[str, Sent]]:

@@ -63,8 +63,9 @@ class _Draft:
     def __init__(self, shape: ResponseShape, head: AnswerHead) -> None:
         self._shape = shape
         self._head = head
-        # Instructions and tools are most of it, and in each of three events or more.
-        self._repeated = _encode(shape.repeated)[1:]
+        # Instructions and tools are most of it, and in each of three events or more. What passes
+        # unread may have line breaks between its values, which would end an event's data.
+        self._repeated = _encode(shape.repeated)[1:].translate(None, b"\r\n")
         self.done: list[dict[str, Any]] = []
         self.item: Item | None = None
 

@@ -1,8 +1,8 @@
 """Input items as the messages of a chat: nothing added, nothing reordered.
 
 Responses know no assistant's turn, only items in a row; a chat has one message for what was
-thought, said and called at once. It knows
-neither which tools are offered nor how the answer is to look.
+thought, said and called at once. It knows neither which tools are offered nor how the answer is to
+look.
 """
 
 from collections.abc import Iterable, Sequence

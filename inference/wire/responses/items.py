@@ -40,6 +40,10 @@ class Message:
     pieces: list[str] = field(default_factory=list)
     grown_by: ClassVar[type] = TextDelta
 
+    @property
+    def _place(self) -> Fields:
+        return {"item_id": self.id, "content_index": 0}
+
     def _part(self) -> Fields:
         return {
             "type": "output_text",
@@ -59,20 +63,17 @@ class Message:
         }
 
     def opening(self) -> Sequence[Fields]:
-        place = {"item_id": self.id, "content_index": 0}
-        return [{"type": "response.content_part.added", **place, "part": self._part()}]
+        return [{"type": "response.content_part.added", **self._place, "part": self._part()}]
 
     def delta(self) -> Fields:
-        place = {"item_id": self.id, "content_index": 0}
-        return {"type": "response.output_text.delta", **place, "logprobs": []}
+        return {"type": "response.output_text.delta", **self._place, "logprobs": []}
 
     def closing(self) -> Sequence[Fields]:
-        place = {"item_id": self.id, "content_index": 0}
         part = self._part()
         text = {"text": part["text"], "logprobs": []}
         return [
-            {"type": "response.output_text.done", **place, **text},
-            {"type": "response.content_part.done", **place, "part": part},
+            {"type": "response.output_text.done", **self._place, **text},
+            {"type": "response.content_part.done", **self._place, "part": part},
         ]
 
 
@@ -120,6 +121,10 @@ class Reasoning:
     pieces: list[str] = field(default_factory=list)
     grown_by: ClassVar[type] = ReasoningDelta
 
+    @property
+    def _place(self) -> Fields:
+        return {"item_id": self.id, "content_index": 0}
+
     def _part(self) -> Fields:
         return {"type": "reasoning_text", "text": "".join(self.pieces)}
 
@@ -129,18 +134,16 @@ class Reasoning:
         return _with_carried(fields, self, status)
 
     def opening(self) -> Sequence[Fields]:
-        place = {"item_id": self.id, "content_index": 0}
-        return [{"type": "response.content_part.added", **place, "part": self._part()}]
+        return [{"type": "response.content_part.added", **self._place, "part": self._part()}]
 
     def delta(self) -> Fields:
-        return {"type": "response.reasoning_text.delta", "item_id": self.id, "content_index": 0}
+        return {"type": "response.reasoning_text.delta", **self._place}
 
     def closing(self) -> Sequence[Fields]:
-        place = {"item_id": self.id, "content_index": 0}
         part = self._part()
         return [
-            {"type": "response.reasoning_text.done", **place, "text": part["text"]},
-            {"type": "response.content_part.done", **place, "part": part},
+            {"type": "response.reasoning_text.done", **self._place, "text": part["text"]},
+            {"type": "response.content_part.done", **self._place, "part": part},
         ]
 
 
@@ -157,6 +160,10 @@ class SummarizedReasoning:
     pieces: list[str] = field(default_factory=list)
     grown_by: ClassVar[type] = ReasoningDelta
 
+    @property
+    def _place(self) -> Fields:
+        return {"item_id": self.id, "summary_index": 0}
+
     def _part(self) -> Fields:
         return {"type": "summary_text", "text": "".join(self.pieces)}
 
@@ -165,19 +172,18 @@ class SummarizedReasoning:
         return _with_carried({"type": "reasoning", "id": self.id, "summary": summary}, self, status)
 
     def opening(self) -> Sequence[Fields]:
-        place = {"item_id": self.id, "summary_index": 0}
-        return [{"type": "response.reasoning_summary_part.added", **place, "part": self._part()}]
+        return [
+            {"type": "response.reasoning_summary_part.added", **self._place, "part": self._part()}
+        ]
 
     def delta(self) -> Fields:
-        place = {"item_id": self.id, "summary_index": 0}
-        return {"type": "response.reasoning_summary_text.delta", **place}
+        return {"type": "response.reasoning_summary_text.delta", **self._place}
 
     def closing(self) -> Sequence[Fields]:
-        place = {"item_id": self.id, "summary_index": 0}
         part = self._part()
         return [
-            {"type": "response.reasoning_summary_text.done", **place, "text": part["text"]},
-            {"type": "response.reasoning_summary_part.done", **place, "part": part},
+            {"type": "response.reasoning_summary_text.done", **self._place, "text": part["text"]},
+            {"type": "response.reasoning_summary_part.done", **self._place, "part": part},
         ]
 
 

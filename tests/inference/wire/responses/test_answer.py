@@ -55,7 +55,12 @@ def answers(draw: st.DrawFn) -> list[events.ChatEvent]:
     return [*found, events.Finished(reason, USAGE)]
 
 
-shapes = st.builds(ResponseShape, st.just({"model": "org/m"}), st.booleans(), st.booleans())
+shapes = st.builds(
+    ResponseShape,
+    st.just({"model": "org/m"}),
+    summarizes_reasoning=st.booleans(),
+    carries_reasoning=st.booleans(),
+)
 
 
 def shape_of(**fields: Any) -> ResponseShape:
@@ -159,6 +164,18 @@ def test_a_response_repeats_its_request() -> None:
     assert response["output"] == []
 
 
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
+def test_line_breaks_of_a_request_break_no_event(line_break: str) -> None:
+    asked = json.dumps({**ASKED, "instructions": "a\r\nb"}, indent=2).replace("\n", line_break)
+    shape = parse_response_request(asked.encode()).shape
+    assert isinstance(shape, ResponseShape)
+    data = streamed(shape, [events.TextDelta("a\n"), events.Finished("stop", USAGE)])
+    assert b"\r" not in data
+    last = read(data)[-1]["response"]
+    assert (last["instructions"], last["tools"]) == ("a\r\nb", ASKED["tools"])
+    assert last["text"]["format"]["schema"] == {}
+
+
 def test_a_stream_lives_without_the_model_saying_anything() -> None:
     stream = shape_of().stream(HEAD)
     payloads = read(stream.open() + stream.idle() + stream.feed(events.TextDelta("hi")))
@@ -234,6 +251,24 @@ def test_arguments_without_a_call_are_the_neurons_fault(before: list[events.Chat
         stream.feed(events.ToolArgumentsDelta(0, "{}"))
     with pytest.raises(errors.UpstreamError):
         collector.feed(events.ToolArgumentsDelta(0, "{}"))
+
+
+def test_a_call_is_told_in_the_clients_words() -> None:
+    function = {"type": "function", "name": "f"}
+    tools = [function, {"type": "namespace", "name": "ns", "description": "d", "tools": [function]}]
+    said: list[events.ChatEvent] = [
+        events.ToolCallStarted(0, "call_1", "f"),
+        events.ToolCallStarted(1, "call_2", "ns__f"),
+        events.Finished("tool_calls", USAGE),
+    ]
+    shape = shape_of(tools=tools, tool_choice="auto")
+    response = whole(shape, said)
+    first, second = response["output"]
+    assert (first["name"], first.get("namespace")) == ("f", None)
+    assert (second["name"], second["namespace"]) == ("f", "ns")
+    assert response["tools"] == tools
+    for payload in read(streamed(shape, said)):
+        event_type().validate_python(payload)
 
 
 def test_ids_are_unique_and_say_what_they_are_of() -> None:

@@ -163,6 +163,11 @@ def test_thoughts_between_calls_begin_a_new_turn() -> None:
     assert [turn["reasoning_content"] for turn in turns] == ["a", "b"]
 
 
+def test_a_call_in_a_namespace_has_the_name_it_was_offered_under() -> None:
+    (turn,) = messages_of([{**call("1"), "namespace": "ns"}, {**call("2"), "namespace": None}])
+    assert turn["tool_calls"] == [chat_call("1", "ns__f"), chat_call("2")]
+
+
 def test_custom_and_shell_calls_stay_in_the_conversation() -> None:
     custom = {"type": "custom_tool_call", "call_id": "1", "name": "patch", "input": 'a "b"'}
     shell = {"type": "local_shell_call", "call_id": "2", "action": {"command": ["ls"]}}

@@ -148,6 +148,7 @@ CODEX: dict[str, Any] = {
     "input": [
         {
             "type": "message",
+            "id": "msg_4af1c6ab-e7e8-5916-b2ad-559ab51e9cc1",
             "role": "developer",
             "content": [{"type": "input_text", "text": "<permissions/>"}],
         },
@@ -197,6 +198,12 @@ CODEX: dict[str, Any] = {
         {"type": "custom", "name": "apply_patch", "format": {"type": "grammar", "syntax": "lark"}},
         {"type": "web_search", "external_web_access": True},
         {"type": "local_shell"},
+        {
+            "type": "namespace",
+            "name": "multi_agent_v1",
+            "description": "Sub-agents.",
+            "tools": [{"type": "function", "name": "wait", "strict": False, "parameters": {}}],
+        },
     ],
     "tool_choice": "auto",
     "parallel_tool_calls": True,
@@ -220,7 +227,8 @@ def test_what_codex_sends_is_a_chat() -> None:
     assert turn["content"] == "Looking."
     assert turn["reasoning_content"] == "I should look."
     assert turn["tool_calls"][0]["function"] == {"name": "shell", "arguments": '{"command":["ls"]}'}
-    assert [tool["function"]["name"] for tool in chat["tools"]] == ["shell"]
+    names = [tool["function"]["name"] for tool in chat["tools"]]
+    assert names == ["shell", "multi_agent_v1__wait"]
     assert chat["tool_choice"] == "auto"
     assert chat["reasoning_effort"] == "medium"
     assert "max_tokens" not in chat

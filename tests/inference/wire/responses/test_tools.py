@@ -58,6 +58,26 @@ def test_tools_of_other_types_are_ignored(tool: dict[str, Any]) -> None:
     assert "tools" not in chat_of(tools=[tool])
 
 
+NAMESPACE = {
+    "type": "namespace",
+    "name": "ns",
+    "description": "Things.",
+    "tools": [FUNCTION, {"type": "custom", "name": "h"}, OTHER],
+}
+
+
+def test_functions_in_a_namespace_are_offered_under_its_name() -> None:
+    names = [tool["function"]["name"] for tool in chat_of(tools=[FUNCTION, NAMESPACE])["tools"]]
+    assert names == ["f", "ns__f", "ns__g"]
+
+
+def test_a_whole_namespace_may_be_allowed() -> None:
+    allowed = [{"type": "namespace", "name": "ns"}]
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": allowed}
+    tools = chat_of(tools=[FUNCTION, NAMESPACE], tool_choice=choice)["tools"]
+    assert [tool["function"]["name"] for tool in tools] == ["ns__f", "ns__g"]
+
+
 @pytest.mark.parametrize("tools", [None, []])
 def test_no_tools_are_no_tools(tools: object) -> None:
     assert "tools" not in chat_of(tools=tools)
@@ -72,6 +92,8 @@ def test_no_tools_are_no_tools(tools: object) -> None:
         ({"type": "function", "name": 3}, "tools[0].name"),
         ({"type": "function", "name": "f", "parameters": []}, "tools[0].parameters"),
         ({"type": "function", "name": "f", "strict": "yes"}, "tools[0].strict"),
+        ({"type": "namespace", "name": "ns"}, "tools[0].tools"),
+        ({**NAMESPACE, "tools": [OTHER, {"type": "function"}]}, "tools[0].tools[1].name"),
         ("f", "tools[0]"),
     ],
 )
