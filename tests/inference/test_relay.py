@@ -356,7 +356,7 @@ async def test_a_client_that_does_not_read_holds_the_neuron_back(
 
 
 async def test_the_openai_sdk_reads_a_stream(service: Served) -> None:
-    openai = pytest.importorskip("chat")
+    openai = pytest.importorskip("openai")
     client = openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
     async with client:
         stream = await client.chat.completions.create(
