@@ -11,6 +11,10 @@ import msgspec
 from inference.wire.errors import NeuronAnswered, UpstreamError, without_paths
 from neuron_agent.protocol import ControlFrame, ErrorBody, ErrorCode, ErrorDetail, Usage
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are no JSON of the right shape."""
+MAX_MESSAGE_CHARACTERS = 2_000
+"""Of an error: some of it may be the client's own words, as many as it likes."""
 MAX_COUNT = 2**31 - 1
 """The most tokens that are believed, and that a record has room for."""
 
@@ -64,7 +68,7 @@ def read_outcome(answer: bytes) -> Outcome:
     """Return usage and finish reason of a whole answer; of an unreadable one nothing."""
     try:
         decoded = _answer_decoder.decode(answer)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return Outcome()
     finish_reason = decoded.choices[0].finish_reason if decoded.choices else None
     return Outcome(_usage(decoded.usage), finish_reason or "")
@@ -74,7 +78,7 @@ def read_control(frame: bytes) -> ControlFrame:
     """Return a control frame; one that cannot be read says nothing."""
     try:
         control = _control_decoder.decode(frame)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ControlFrame()
     is_credible = control.usage is _believable(control.usage)
     return control if is_credible else replace(control, usage=None)
@@ -86,7 +90,7 @@ def read_streamed_error(data: bytes) -> NeuronAnswered | None:
         return None
     try:
         return streamed_error(_error_decoder.decode(data).error)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         unknown = ErrorDetail("The neuron ended its answer with an error.", "api_error", "error")
         return streamed_error(unknown)
 
@@ -112,7 +116,7 @@ def read_refusal(
     """
     try:
         detail = _error_decoder.decode(body).error
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return UpstreamError(f"The neuron answered with status {status}.")
     if status in (401, 403) or not 400 <= status <= 599:
         return UpstreamError("The neuron refused Cortex.")

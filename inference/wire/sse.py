@@ -81,18 +81,23 @@ class WholeFrames:
     """Passes on what ends with a border, so that between two pieces there is always one."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
+        """The beginning of a frame: there is no border in it."""
 
     def feed(self, data: bytes) -> bytes:
         """Return the frames that are complete now. Raises BadStream for one without an end."""
-        data = self._rest + data
-        end = len(data) if data.endswith(BORDER) else data.rfind(BORDER) + len(BORDER)
-        if end < len(BORDER):
-            end = 0
-        self._rest = data[end:]
+        if not self._rest and data.endswith(BORDER):
+            return data
+        # What was searched before is not searched again, however small the pieces are.
+        searched = max(0, len(self._rest) - 1)
+        self._rest += data
+        border = self._rest.rfind(BORDER, searched)
+        end = border + len(BORDER) if border >= 0 else 0
+        whole = bytes(self._rest[:end])
+        del self._rest[:end]
         if len(self._rest) > MAX_FRAME_BYTES:
             raise BadStream("a frame does not end")
-        return data[:end]
+        return whole
 
 
 def comment(name: str, facts: object) -> bytes:

@@ -205,6 +205,8 @@ class _Structure:
                         starts_reasoning,
                         is_strict=is_strict,
                         may_reason=may_reason,
+                        tools=self.chat.conversation.tools,
+                        parallel=self.chat.allows_parallel_calls,
                     ),
                 )
             case ForcedCall(name):

@@ -43,15 +43,21 @@ def json_schema_grammar(
     *,
     is_strict: bool = True,
     may_reason: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
+    parallel: bool = True,
 ) -> str:
-    """Return the grammar of JSON under a schema. Raises InvalidStructure.
+    """Return the grammar of JSON under a schema, or of calls of tools where there are any.
 
     Where it is not strict, keywords and formats that cannot be enforced are ignored; strict, they
-    are refused.
+    are refused. Raises InvalidStructure.
     """
     check_size(schema, MAX_SCHEMA_BYTES, "the schema")
     grammar = Grammar(output_format)
     answer = grammar.json(schema, is_strict=is_strict)
+    if tools and output_format.tools is not None:
+        functions = [tool["function"] for tool in tools]
+        _check_functions(functions)
+        answer = f"({answer} | {call_expression(grammar, functions, parallel)})"
     return grammar.complete(answer, starts_reasoning, may_reason)
 
 
@@ -72,16 +78,21 @@ def forced_call_grammar(
     chosen = [each for each in functions if name is None or each["name"] == name]
     if not chosen:
         raise InvalidStructure(f"there is no tool named {name!r}" if name else "there are no tools")
-    for function in chosen:
-        where = f"the parameters of {function['name']!r}"
-        if not isinstance(function.get("parameters") or {}, Mapping):
-            raise InvalidStructure(f"{where} are no schema")
-        check_size(function.get("parameters"), MAX_SCHEMA_BYTES, where)
-    check_size(chosen, MAX_TOOLS_BYTES, "the tools")
+    _check_functions(chosen)
     grammar = Grammar(output_format)
     return grammar.complete(
         call_expression(grammar, chosen, parallel), starts_reasoning, may_reason
     )
+
+
+def _check_functions(functions: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InvalidStructure."""
+    for function in functions:
+        where = f"the parameters of {function['name']!r}"
+        if not isinstance(function.get("parameters") or {}, Mapping):
+            raise InvalidStructure(f"{where} are no schema")
+        check_size(function.get("parameters"), MAX_SCHEMA_BYTES, where)
+    check_size(functions, MAX_TOOLS_BYTES, "the tools")
 
 
 def check_size(value: Any, max_bytes: int, what: str) -> None:

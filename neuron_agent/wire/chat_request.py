@@ -57,7 +57,7 @@ class ChatBody(Body, frozen=True):
 
 
 class JsonForm(msgspec.Struct, frozen=True):
-    """The answer must be JSON under a schema."""
+    """The answer must be JSON under a schema, or calls where there are tools."""
 
     schema: dict[str, Any]
     is_strict: bool = False
@@ -117,16 +117,8 @@ def _num_logprobs(body: ChatBody) -> int | None:
 
 def _answer_form(talk: Conversation, body: ChatBody) -> AnswerForm | None:
     call = forced_call(talk)
-    wanted = _json_form(body.response_format or ResponseFormat())
-    if call is not None:
-        return call  # no text is left that a response_format could be about
-    if wanted is not None and talk.tools and talk.tool_choice != "none":
-        raise BadRequest(
-            "response_format does not go together with tools that may be called",
-            param="response_format",
-            code="unsupported_parameter",
-        )
-    return wanted
+    # A forced call leaves no text that a response_format could be about.
+    return call or _json_form(body.response_format or ResponseFormat())
 
 
 def _json_form(wanted: ResponseFormat) -> JsonForm | None:

@@ -4,7 +4,7 @@ Both are read by the same shapes and translated by the same lines, so that the c
 request. Checked is what Anthropic checks; unknown fields are ignored. It knows no models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -84,7 +84,6 @@ def parse_messages(body: bytes) -> InferenceRequest:
     """Raises InvalidRequest."""
     asked = wording.decode(body, _messages_decoder)
     fields = {**_prompt_fields(asked), **_answer_fields(asked), "stream": True}
-    _check_together(fields)
     is_thinking_shown = asked.thinking is None or asked.thinking.display != "omitted"
     return InferenceRequest(
         asked.model,
@@ -159,13 +158,6 @@ def _response_format(asked: _MessagesBody) -> dict[str, Any] | None:
         raise invalid("output_config.format.schema", "Expected `object`")
     named = {"name": "answer", "strict": True, "schema": wanted.schema}
     return {"type": "json_schema", "json_schema": named}
-
-
-def _check_together(fields: Mapping[str, Any]) -> None:
-    """Refuse in Anthropic's words what a neuron does not do: to call tools or to keep a schema."""
-    is_call_possible = "tools" in fields and fields.get("tool_choice", "auto") == "auto"
-    if is_call_possible and "response_format" in fields:
-        raise invalid("output_config.format", "is not supported here with tools to choose from")
 
 
 MESSAGES = Operation("messages", "/v1/messages", "/v1/chat/completions", DIALECT, parse_messages)

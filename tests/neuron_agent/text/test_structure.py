@@ -130,6 +130,21 @@ def test_a_schema_is_kept(world: World) -> None:
     assert not world.accepts(grammar, '{"x":' + " " * 40 + "7}")
 
 
+@pytest.mark.parametrize("family", ToolFamily)
+def test_with_tools_an_answer_under_a_schema_may_be_a_call(
+    world: World, family: ToolFamily
+) -> None:
+    output_format = shaped(world, family)
+    grammar = json_schema_grammar(PLACE, output_format, False, tools=TOOLS)
+    assert world.accepts(grammar, '{"x": 7}')
+    assert not world.accepts(grammar, "It is 7.")
+    call = world.pick(forced_call_grammar([PING], None, output_format, False, False), 1)
+    assert world.accepts(grammar, call)
+    assert calls_of(parse(output_format, [call], tools=TOOLS)) == [("ping", {})]
+    unknown = json_schema_grammar(PLACE, PLAIN, False, tools=TOOLS)
+    assert world.accepts(unknown, '{"x": 7}')
+
+
 def test_a_json_object_is_an_object(world: World) -> None:
     grammar = json_object_grammar(PLAIN, False)
     assert world.accepts(grammar, '{"a": [1, {"b": "ü"}]}')

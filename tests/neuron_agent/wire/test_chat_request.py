@@ -58,10 +58,9 @@ def test_a_call_that_is_forced_leaves_no_text_to_format() -> None:
     json_object = {"type": "json_object"}
     request = parse(tools=[TOOL], tool_choice="required", response_format=json_object)
     assert request.answer_form == ForcedCall(None)
-    with pytest.raises(BadRequest) as caught:
-        parse(tools=[TOOL], response_format=json_object)
-    assert caught.value.param == "response_format"
-    assert parse(tools=[TOOL], tool_choice="none", response_format=json_object).answer_form
+    for choice in ("auto", "none"):
+        request = parse(tools=[TOOL], tool_choice=choice, response_format=json_object)
+        assert request.answer_form == JsonForm({"type": "object"})
 
 
 def test_calls_are_parallel_unless_that_is_switched_off() -> None:

@@ -290,13 +290,6 @@ def one(content: Any, role: str = "user") -> dict[str, Any]:
             {"output_config": {"format": {"type": "json_schema", "schema": []}}},
             "output_config.format.schema",
         ),
-        (
-            {
-                "tools": [TOOL],
-                "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
-            },
-            "output_config.format",
-        ),
     ],
 )
 def test_what_makes_no_sense_is_named(fields: dict[str, Any], param: str) -> None:
