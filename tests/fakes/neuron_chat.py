@@ -2,12 +2,13 @@
 
 The first chunk carries the role and the first token; then one chunk a token, one with the finish
 reason, one with the usage if it was asked for, `[DONE]`. Who asks for control frames gets the
-prompt's usage before the first chunk, and all of it before `[DONE]`.
+prompt's usage before the first chunk, and all of it before `[DONE]`. A script says more than words.
 """
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
@@ -21,6 +22,7 @@ from neuron_agent.protocol import (
 )
 from tests.fakes.http_server import Exchange
 from tests.fakes.neuron_knobs import Knobs, pause, until
+from tests.fakes.scripted_reply import ScriptedReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class ChatRequest:
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stop: str | list[str] | None = None
+    tools: list[msgspec.Raw] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,15 @@ class _Reply:
     """What will be said to a request, decided before the first token."""
 
     model: str
-    tokens: tuple[str, ...]
+    deltas: tuple[dict[str, Any], ...]
+    """One for each token."""
+    message: dict[str, Any]
     finish_reason: str
     usage: Usage
     created: int
     stop_sequence: str | None = None
 
-    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+    def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
         return _frame(self._body("chat.completion.chunk", [choice]))
 
@@ -61,8 +66,7 @@ class _Reply:
         return _frame(body | {"usage": _openai_usage(self.usage)})
 
     def whole(self) -> bytes:
-        message = {"role": "assistant", "content": "".join(self.tokens)}
-        choice = {"index": 0, "message": message, "finish_reason": self.finish_reason}
+        choice = {"index": 0, "message": self.message, "finish_reason": self.finish_reason}
         body = self._body("chat.completion", [choice])
         return msgspec.json.encode(body | {"usage": _openai_usage(self.usage)})
 
@@ -90,10 +94,11 @@ async def stream_reply(exchange: Exchange, request: ChatRequest, knobs: Knobs) -
     if with_frames:
         read = replace(reply.usage, completion_tokens=0)
         await exchange.write(_control_frame(ControlFrame(usage=read)))
-    for num_sent, token in enumerate(reply.tokens[: knobs.drop_connection_after_tokens]):
+    for num_sent, delta in enumerate(reply.deltas[: knobs.drop_connection_after_tokens]):
         if num_sent:
             await pause(lambda: knobs.token_delay_seconds)
-        await exchange.write(reply.chunk(_delta(token, is_first=num_sent == 0)))
+        role = {} if num_sent else {"role": "assistant"}
+        await exchange.write(reply.chunk(role | delta))
     if knobs.drop_connection_after_tokens is not None:
         exchange.drop()
         return
@@ -106,23 +111,39 @@ async def whole_reply(exchange: Exchange, request: ChatRequest, knobs: Knobs) ->
     """Answer in one piece, after the time the stream would have taken."""
     reply = _plan(request, knobs)
     await pause(lambda: knobs.first_token_delay_seconds)
-    await pause(lambda: knobs.token_delay_seconds * (len(reply.tokens) - 1))
+    await pause(lambda: knobs.token_delay_seconds * (len(reply.deltas) - 1))
     exchange.answer(200, reply.whole())
 
 
 def _plan(request: ChatRequest, knobs: Knobs) -> _Reply:
     """Decide what to say. A prompt counts as many tokens as it has words."""
+    if request.tools and knobs.script:
+        return _plan_scripted(request, knobs.script.pop(0), knobs)
     tokens = knobs.reply_tokens or tuple(f"word{n} " for n in range(knobs.num_tokens))
     limit = request.max_completion_tokens or request.max_tokens or len(tokens)
     until_stop, stop_sequence = _until_stop(tokens, request.stop)
     said = until_stop[:limit]
     return _Reply(
         model=request.model,
-        tokens=said,
+        deltas=tuple({"content": token} for token in said),
+        message={"role": "assistant", "content": "".join(said)},
         finish_reason="stop" if len(said) == len(until_stop) else "length",
         usage=Usage(count_prompt(request.messages), len(said), cached_tokens=knobs.cached_tokens),
         created=int(time.time()),
         stop_sequence=stop_sequence if said == until_stop else None,
+    )
+
+
+def _plan_scripted(request: ChatRequest, said: ScriptedReply, knobs: Knobs) -> _Reply:
+    deltas = tuple(said.deltas())
+    prompt_tokens = count_prompt(request.messages)
+    return _Reply(
+        model=request.model,
+        deltas=deltas,
+        message=said.message(),
+        finish_reason=said.finish_reason,
+        usage=Usage(prompt_tokens, len(deltas), cached_tokens=knobs.cached_tokens),
+        created=int(time.time()),
     )
 
 
@@ -155,10 +176,6 @@ async def _wait_for_first_token(exchange: Exchange, knobs: Knobs, with_frames: b
         await exchange.write(frame)
 
 
-def _delta(token: str, is_first: bool) -> dict[str, str]:
-    return {"role": "assistant", "content": token} if is_first else {"content": token}
-
-
 def _last_frames(reply: _Reply, include_usage: bool, with_frames: bool) -> Iterator[bytes]:
     yield reply.chunk({}, reply.finish_reason)
     if include_usage:
@@ -167,7 +184,7 @@ def _last_frames(reply: _Reply, include_usage: bool, with_frames: bool) -> Itera
         yield _control_frame(
             ControlFrame(
                 usage=reply.usage,
-                timing=Timing(queue_ms=0.5, prefill_ms=2.0, decode_ms=float(len(reply.tokens))),
+                timing=Timing(queue_ms=0.5, prefill_ms=2.0, decode_ms=float(len(reply.deltas))),
                 finish_reason=reply.finish_reason,
                 stop_sequence=reply.stop_sequence,
             )

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
+from tests.fakes.scripted_reply import ScriptedReply
+
 
 class Refusal(Exception):
     """An error answer in a neuron's words: status, `error.code` and what goes with it."""
@@ -65,6 +67,8 @@ class Knobs:
     cached_tokens: int = 0
     reply_tokens: tuple[str, ...] | None = None
     """The text of each token, instead of `num_tokens` numbered words."""
+    script: list[ScriptedReply] = field(default_factory=list)
+    """What the next requests that offer tools are answered, one after the other; then words."""
     scripted_frames: tuple[bytes, ...] | None = None
     """The exact bytes of a streamed answer's body, piece by piece."""
     frame_interval_seconds: float = 1.0

@@ -13,6 +13,7 @@ import pytest
 from neuron_agent import protocol
 from neuron_agent.protocol import ErrorCode, ModelPhase
 from tests.fakes.neuron import FakeNeuron, Refusal
+from tests.fakes.scripted_reply import ScriptedCall, ScriptedReply
 
 CHAT = "/v1/chat/completions"
 
@@ -120,6 +121,52 @@ def test_an_answer_in_one_piece_holds_text_and_usage(neuron: FakeNeuron):
     answer = json.loads(body)
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "Hello"}
     assert answer["usage"]["completion_tokens"] == 2
+
+
+CALLING = ScriptedReply("Let me see.", "Must look.", (ScriptedCall("look", {"at": "the sky"}),))
+
+
+def test_a_script_is_for_requests_with_tools_and_each_reply_is_said_once(neuron: FakeNeuron):
+    neuron.place("m")
+    neuron.knobs.script = [ScriptedReply("first"), ScriptedReply("second")]
+
+    def said(**options: Any) -> str:
+        _, body = call(neuron, "POST", CHAT, chat(**options))
+        return json.loads(body)["choices"][0]["message"]["content"]
+
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    assert said(tools=tools) == "first"
+    assert said().startswith("word0")
+    assert said(tools=tools) == "second"
+    assert said(tools=tools).startswith("word0")
+
+
+def test_a_scripted_reply_is_the_same_streamed_and_whole(neuron: FakeNeuron):
+    neuron.place("m")
+    neuron.knobs.script = [CALLING, CALLING]
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    _, whole = call(neuron, "POST", CHAT, chat(tools=tools))
+    _, streamed = call(neuron, "POST", CHAT, chat(tools=tools, stream=True))
+
+    (choice,) = json.loads(whole)["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    message = choice["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Let me see.", "Must look.")
+    (made,) = message["tool_calls"]
+    assert json.loads(made["function"]["arguments"]) == {"at": "the sky"}
+
+    chunks = data_frames(streamed)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert [d["role"] for d in deltas if "role" in d] == ["assistant"]
+    for name in ("reasoning_content", "content"):
+        pieces = [delta[name] for delta in deltas if name in delta]
+        assert len(pieces) > 1
+        assert "".join(pieces) == message[name]
+    opened, *rest = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    assert opened == {**made, "index": 0, "function": {**made["function"], "arguments": ""}}
+    arguments = "".join(piece["function"]["arguments"] for piece in rest)
+    assert arguments == made["function"]["arguments"]
 
 
 @pytest.mark.parametrize("stream", [True, False])

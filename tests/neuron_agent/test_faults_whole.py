@@ -20,7 +20,6 @@ from tests.neuron_agent.whole import (
     body_of,
     expected_texts,
     is_idle,
-    metric,
     stream_text,
     write_talking_model,
 )
@@ -138,8 +137,7 @@ def test_killed_process_is_replaced_in_the_middle_of_streams(front: Front) -> No
 def test_error_that_is_no_poison_ends_one_request_and_nothing_else(
     front: Front, fault_file: Path, error: str
 ) -> None:
-    # Long enough to be seen running: the device says so once a second.
-    bodies = [body_of(number, BYSTANDER_TOKENS) for number in range(4)]
+    bodies = [body_of(number, 300) for number in range(4)]
     expected = expected_texts(front, bodies)
     pids = pid_of(front, 0), pid_of(front, 1)
     with (
@@ -147,7 +145,7 @@ def test_error_that_is_no_poison_ends_one_request_and_nothing_else(
         ThreadPoolExecutor(len(bodies)) as pool,
     ):
         streams = [pool.submit(outcome, front, body) for body in bodies]
-        wait_until(lambda: metric(front, "neuron_requests_running") == 4, "the device runs them")
+        wait_until(lambda: front.num_requests() == len(bodies), "all are admitted")
         put_fault(fault_file, 0, error)
         outcomes = [stream.result() for stream in streams]
         bystanders.check()

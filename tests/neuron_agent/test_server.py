@@ -320,7 +320,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"max_tokens": 1.5}, 400, "invalid_request", "max_tokens"),
     ({"max_completion_tokens": -1}, 400, "invalid_request", "max_completion_tokens"),
     ({"stop": [""]}, 400, "invalid_request", "stop"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, 400, "invalid_request", "stop"),
+    ({"stop": ["a"] * 33}, 400, "invalid_request", "stop"),
     ({"stream": "yes"}, 400, "invalid_request", "stream"),
     ({"stream_options": 5}, 400, "invalid_request", "stream_options"),
     ({"tools": [5]}, 400, "invalid_request", "tools[0]"),

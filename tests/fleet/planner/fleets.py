@@ -94,7 +94,11 @@ def fleet(
 MODEL_IDS = ("a", "b", "c", "d", "not-in-catalogue")
 NEURON_IDS = (1, 2, 3)
 
-LAW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+LAW = settings(
+    max_examples=min(40, settings().max_examples),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 """Generated fleets are large: fewer of them, and no clock."""
 
 moments = st.integers(0, 400).map(ago)

@@ -26,7 +26,7 @@ def actions_on(placement: PlacementView, **neuron_facts: Any) -> tuple[Action, .
     return plan(fleet([neuron(1, **neuron_facts)], [kept], [placement]))
 
 
-@pytest.mark.parametrize("phase", set(P) - ENDED - {P.LOST})
+@pytest.mark.parametrize("phase", sorted(set(P) - ENDED - {P.LOST}))
 def test_a_lost_neuron_takes_its_placements_with_it(phase: PlacementPhase) -> None:
     first = actions_on(placed(1, "a", phase=phase), phase=NeuronPhase.LOST)[0]
     assert first == MarkLost(1, "n1 has not been heard of")
@@ -47,21 +47,21 @@ def test_a_placement_without_a_neuron_is_lost() -> None:
     assert isinstance(action, MarkLost)
 
 
-@pytest.mark.parametrize("phase", ARRIVING)
+@pytest.mark.parametrize("phase", sorted(ARRIVING))
 def test_a_load_that_stands_still_fails(phase: PlacementPhase) -> None:
     still = placed(1, "a", phase=phase, since=900, progress_at=ago(300))
     failed = actions_on(still)[0]
     assert failed == Fail(1, f"no progress for 300 s ({phase})")
 
 
-@pytest.mark.parametrize("phase", ARRIVING)
+@pytest.mark.parametrize("phase", sorted(ARRIVING))
 def test_a_load_may_take_long_while_it_moves(phase: PlacementPhase) -> None:
     moved = placed(1, "a", phase=phase, since=900, progress_at=ago(299))
     begun = placed(1, "a", phase=phase, since=299, progress_at=ago(400))
     assert actions_on(moved) == actions_on(begun) == ()
 
 
-@pytest.mark.parametrize("phase", {P.READY} | ARRIVING)
+@pytest.mark.parametrize("phase", sorted({P.READY} | ARRIVING))
 def test_what_an_operator_removed_goes_though_it_is_busy_or_pinned(phase: PlacementPhase) -> None:
     placement = placed(1, "a", phase=phase, since=5, desired_present=False, in_flight=3)
     snapshot = fleet([neuron()], [model("a", pinned=True)], [placement])
@@ -104,7 +104,7 @@ def test_a_cordoned_neuron_keeps_what_it_has() -> None:
     assert unloaded(fleet([neuron(cordoned=True)], [model("a")], [placed(1, "a")])) == []
 
 
-@pytest.mark.parametrize("phase", LEAVING)
+@pytest.mark.parametrize("phase", sorted(LEAVING))
 def test_what_is_leaving_is_not_told_again(phase: PlacementPhase) -> None:
     placement = placed(1, "a", phase=phase, desired_present=False)
     assert unloaded(fleet([neuron()], [model("a")], [placement])) == []
@@ -116,7 +116,7 @@ def test_a_load_nobody_wants_any_more_is_not_started() -> None:
     assert unloaded(snapshot) == [(1, UnloadReason.UNWANTED, False)]
 
 
-@pytest.mark.parametrize("phase", ARRIVING - {P.PENDING})
+@pytest.mark.parametrize("phase", sorted(ARRIVING - {P.PENDING}))
 def test_a_load_that_began_survives_those_who_asked(phase: PlacementPhase) -> None:
     assert plan(fleet([neuron()], [model("a")], [placed(1, "a", phase=phase, since=1)])) == ()
 

@@ -138,7 +138,7 @@ def test_a_standing_wish_does_not_take_what_another_keeps(
     assert may_displace(Newcomer(snapshot.profile("n")), kept[0], snapshot)
 
 
-@pytest.mark.parametrize("phase", set(P) - {P.READY})
+@pytest.mark.parametrize("phase", sorted(set(P) - {P.READY}))
 def test_only_a_ready_placement_is_evictable(phase: PlacementPhase) -> None:
     assert not is_evictable_now(placed(1, "a", phase=phase), fleet())
 

@@ -63,7 +63,7 @@ def test_a_neuron_says_why_it_refuses(one: NeuronView, new: ProfileView, code: s
     assert code_for(one, new) == RefusalCode(code)
 
 
-@pytest.mark.parametrize("phase", set(P) - {P.STOPPED, P.FAILED})
+@pytest.mark.parametrize("phase", sorted(set(P) - {P.STOPPED, P.FAILED}))
 def test_a_neuron_takes_no_second_copy(phase: PlacementPhase) -> None:
     copy = placed(1, "new", 1, phase=phase)
     assert code_for(neuron(), model("new", 1), placements=[copy]) == RefusalCode.ALREADY_HERE

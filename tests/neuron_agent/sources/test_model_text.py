@@ -169,6 +169,7 @@ def test_gguf_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
         read_model_text(path)
 
 
+@pytest.mark.slow
 def test_text_side_of_a_gguf_needs_no_torch(gguf_file: Path) -> None:
     """What the front pays: no library that computes tensors is loaded."""
     code = (

@@ -33,6 +33,7 @@ def errors() -> dict[str, float]:
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERPRETED)
 def test_kernels_give_what_plain_attention_gives(name: str, errors: dict[str, float]) -> None:
     assert errors[name] <= tolerance(CASES[name].dtype)
