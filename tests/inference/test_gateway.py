@@ -171,7 +171,7 @@ async def test_a_refused_connection_makes_the_neuron_unhealthy(world: World) -> 
 def test_text_that_no_database_takes_is_made_storable() -> None:
     record = RequestRecord(
         request_id="r",
-        at="2026-01-01T00:00:00Z",
+        at=datetime(2026, 1, 1, tzinfo=UTC),
         requested_model="a\0b" + "x" * 500,
         user_agent="\0",
         dialect="chat",
@@ -190,7 +190,7 @@ def test_old_records_are_pruned_and_young_ones_counted() -> None:
             [
                 RequestRecord(
                     request_id=str(day),
-                    at=f"2026-01-0{day}T00:00:00Z",
+                    at=datetime(2026, 1, day, tzinfo=UTC),
                     dialect="chat",
                     status=status,
                     cold_start=day == 3,
