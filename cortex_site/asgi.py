@@ -37,7 +37,7 @@ async def http(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _is_for_gateway(scope: Scope) -> bool:
-    path: str = scope["path"]
+    path = "/" + scope["path"].lstrip("/")
     if path == "/":  # people are shown the admin, programs how the fleet is
         return not any(
             name == b"accept" and b"text/html" in value for name, value in scope["headers"]

@@ -1,5 +1,8 @@
 """uvicorn's HTTP protocol, with limits for clients that send slowly or without end.
 
+Beside that it mends two things in uvicorn: a client that leaves has left the request that is being
+answered, also when others queue behind it; and an offer of HTTP/2 costs no request its body.
+
 It knows bytes and clocks, not paths. A request's head must be there within `HEAD_SECONDS` and be no
 larger than about `MAX_HEAD_BYTES`; its body must keep coming, `BODY_STEP_BYTES` in every
 `BODY_STEP_SECONDS`. Otherwise the connection is closed. Answers are not its business: they may take
@@ -7,19 +10,28 @@ as long as they like.
 """
 
 import asyncio
+import re
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 64 * 1024
 BODY_STEP_SECONDS = 10.0
 BODY_STEP_BYTES = 256 * 1024
+MAX_QUEUED = 8
+"""Requests that wait on one connection for the answer to an earlier one, and are read meanwhile."""
+
+
+_H2C = b"h2c"
+_H2C_LINE = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
 class GuardedProtocol(HttpToolsProtocol):
     """Arms a timer while a request is being received, and only then."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _answering: RequestResponseCycle | None = None
     _is_in_head = True
     _head_bytes = 0
     _step_bytes = 0
@@ -33,11 +45,12 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._close()
             return
+        if self._is_answered() and _H2C in data:
+            data = _without_h2c(data)
         super().data_received(data)
         if self._is_in_head:
             self._head_bytes += len(data)
-        is_answered = self.cycle is None or self.cycle.response_complete
-        if self._deadline is None and is_answered:
+        if self._deadline is None and self._is_answered():
             # Bytes that begin no request have stopped uvicorn's own timer for idle connections.
             self._arm(HEAD_SECONDS)
 
@@ -50,6 +63,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_in_head, self._step_bytes = False, 0
         self._arm(BODY_STEP_SECONDS)
         super().on_headers_complete()
+        if 0 < len(self.pipeline) <= MAX_QUEUED:
+            # uvicorn reads nothing while requests queue; only who reads hears the client leave.
+            self.flow.resume_reading()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._step_bytes += len(body)
@@ -69,6 +89,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            # uvicorn tells only the request that came last, and that may still be in the queue.
+            answering.disconnected = True
+            answering.message_event.set()
+
+    def _is_answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
@@ -90,3 +118,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.transport.abort()
+
+
+def _without_h2c(data: bytes) -> bytes:
+    """Return the start of a request without its offer to go on in HTTP/2, which is ours to ignore.
+
+    Java's own client makes it with each first request; uvicorn would take the body for HTTP/2's.
+    """
+    head, border, body = data.partition(b"\r\n\r\n")
+    return _H2C_LINE.sub(b"", head + b"\r\n")[:-2] + border + body

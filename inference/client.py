@@ -48,6 +48,8 @@ class Client:
         """How a stream that has begun says that it failed."""
         self.has_begun = False
         """The head of the answer was sent: errors are frames from here on."""
+        self.has_ended = False
+        """The end of the answer was handed over: there is nothing left to say."""
         self._dialect = dialect
         self._receive = receive
         self._send = send
@@ -56,7 +58,6 @@ class Client:
         self._is_sending = True
         """The end of the body has not come."""
         self._has_sent = False
-        self._has_ended = False
         self._has_left = False
         self._num_writing = 0
         self._wrote_at = time.monotonic()
@@ -70,8 +71,11 @@ class Client:
 
     @property
     def credential(self) -> str:
-        """What the client shows of who it is, "" for nothing."""
-        return self.header(b"authorization") or self.header(b"x-api-key")
+        """What the client shows of who it is, in either of two headers; "" for nothing."""
+        authorization = self.header(b"authorization")
+        scheme, _, token = authorization.partition(" ")
+        shown = token.strip() if scheme.lower() == "bearer" else authorization
+        return shown or self.header(b"x-api-key")
 
     @property
     def address(self) -> str:
@@ -160,7 +164,7 @@ class Client:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         # The end of our own answer looks the same.
-        if not self._has_ended:
+        if not self.has_ended:
             self._leave(task)
 
     def _check_stall(self, task: "asyncio.Task[Any]") -> None:
@@ -200,7 +204,7 @@ class Client:
         await self._pass({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
-        self._has_ended = True
+        self.has_ended = True
         await self._pass({"type": "http.response.body", "body": data, "more_body": False})
 
     async def answer(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
@@ -211,7 +215,7 @@ class Client:
 
     async def fail(self, error: CortexError, headers: Iterable[Header] = ()) -> None:
         """Say what went wrong: as an answer, or as a stream's last frame."""
-        if self._has_ended:
+        if self.has_ended:
             return
         try:
             async with asyncio.timeout(STALLED_SECONDS):
@@ -234,11 +238,11 @@ class Client:
         return self._is_sending and isinstance(error, RequestTooLarge | Saturated)
 
     async def _begin(self, status: int, headers: Iterable[Header]) -> None:
-        self.has_begun = True
         own = [(name, self.request_id.encode()) for name in self._dialect.request_id_headers]
         await self._pass(
             {"type": "http.response.start", "status": status, "headers": [*headers, *own]}
         )
+        self.has_begun = True  # not before: who is cancelled until then has sent nothing
 
     async def _pass(self, message: dict[str, Any]) -> None:
         """Hand a message to the server, which keeps us waiting while the client does not read."""

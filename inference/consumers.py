@@ -5,6 +5,7 @@ one thread with all others and listens to Redis. No Django middleware runs here.
 """
 
 import logging
+import re
 
 from channels.generic.http import AsyncHttpConsumer
 
@@ -30,6 +31,7 @@ OPERATIONS = {
 _COUNT_TOKENS = f"{anthropic.MESSAGES.path}/count_tokens"
 _MODELS = "/v1/models"
 _REQUESTS = "/v1/requests"
+_SLASHES = re.compile("//+")
 _HEALTH = frozenset({"", "/health"})
 
 
@@ -39,8 +41,8 @@ class GatewayConsumer(AsyncHttpConsumer):  # type: ignore[misc]
     channel_layer_alias = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A trailing slash makes no difference, and is no redirect.
-        path = scope["path"].rstrip("/")
+        # A slash too many, where a base URL ends with one, makes no difference and is no redirect.
+        path = _SLASHES.sub("/", scope["path"]).rstrip("/")
         operation = OPERATIONS.get(path)
         dialect = _dialect_of(path, scope) if operation is None else operation.dialect
         client = Client(scope, receive, send, dialect)

@@ -14,6 +14,7 @@ from inference import relay
 from inference.cold_load import ColdLoads
 from inference.dispatch.choose import pick_placement
 from inference.dispatch.failover import Attempts, NextStep, TransportFailure
+from inference.event_stream import queued
 from inference.fleet_port import FleetPort
 from inference.fleet_view import FleetView
 from inference.neuron_stream import NeuronConnections
@@ -77,6 +78,7 @@ class Delivery:
     ) -> None:
         neuron = self._fleet.view.neurons[placement.neuron_id]
         facts.note_attempt(placement, neuron)
+        question.reply.show(queued)
         with self._fleet.sending_to(placement):
             await relay.deliver(self._connections, neuron, question, facts)
         self._fleet.note_answer(placement)

@@ -22,7 +22,10 @@ SIGNS_PER_EVENT = 30
 Where = Callable[[], Progress]
 """Says, whenever it is asked, where a request is."""
 
-QUEUED: Progress = {"stage": "queued"}
+
+def queued() -> Progress:
+    """Where a request is while nothing is known of it."""
+    return {"stage": "queued"}
 
 
 class EventStream:
@@ -35,7 +38,7 @@ class EventStream:
         facts: RequestFacts,
         encoder: StreamEncoder | None = None,
     ) -> None:
-        self.where: Where = lambda: QUEUED
+        self.where: Where = queued
         self._client = client
         self._dialect = dialect
         self._facts = facts
@@ -59,7 +62,7 @@ class EventStream:
 
     async def begin(self) -> None:
         """Send the head and the encoder's opening, unless they were sent. Before any `feed`."""
-        if self._sign is not None:
+        while self._sign is not None:
             await asyncio.wait({self._sign})
         if not self._client.has_begun:
             await self._begin()
@@ -68,7 +71,7 @@ class EventStream:
         await self.begin()
         await self._client.write(frames)
 
-    async def end(self, frames: bytes = b"") -> None:
+    async def end(self, frames: bytes) -> None:
         await self.begin()
         await self._client.end(frames)
 
@@ -82,6 +85,8 @@ class EventStream:
 
     def _look(self) -> None:
         client = self._client
+        if client.has_ended:
+            return
         due_seconds = PERIOD_SECONDS if client.has_begun else FIRST_WORD_SECONDS
         left = due_seconds - client.quiet_seconds
         loop = asyncio.get_running_loop()

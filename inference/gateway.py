@@ -100,7 +100,8 @@ class Gateway:
         except CortexError as error:
             await _fail(client, error, facts)
         except asyncio.CancelledError:
-            facts.status, facts.error_code = 503, "gateway_stopped"
+            if not client.has_ended:
+                facts.status, facts.error_code = 503, "gateway_stopped"
             raise
         except Exception:  # a bug of ours: the client learns the request id, the log the rest
             log.exception("request %s failed", client.request_id)
@@ -177,6 +178,8 @@ def _arrival(client: Client, operation: Operation) -> RequestFacts:
 
 
 async def _fail(client: Client, error: CortexError, facts: RequestFacts) -> None:
+    if client.has_ended:  # what comes after the end changes nothing
+        return
     facts.note_error(error)
     await client.fail(error, facts.headers)
 

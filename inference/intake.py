@@ -7,7 +7,7 @@ request asks for only as `wire` reads it.
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from inference.client import Client
 from inference.dispatch.admission import Limits, Reject, admit_body
@@ -15,10 +15,17 @@ from inference.wire import json_body
 from inference.wire.errors import Saturated
 
 PARSE_IN_THREAD_BYTES = 64 << 10
-Parsed = TypeVar("Parsed")
-
 MAX_PARSING = 2
 """Threads at once: they all want the same interpreter, and the event loop wants it too."""
+
+
+class _HasBody(Protocol):
+    @property
+    def body(self) -> bytes:
+        """What a neuron is asked: what came, or a translation of it."""
+
+
+Parsed = TypeVar("Parsed", bound=_HasBody)
 
 
 class Place:
@@ -63,11 +70,16 @@ class Intake:
         packed = await client.read_body(json_body.MAX_BODY_BYTES, place.hold)
         encoding = client.header(b"content-encoding").strip().lower()
         if len(packed) < PARSE_IN_THREAD_BYTES and not encoding:
-            return parse(packed)
-        async with self._parsing:
-            unpacked = await asyncio.to_thread(json_body.unpack, packed, encoding)
-            place.hold(len(unpacked) - len(packed))
-            return await asyncio.to_thread(parse, unpacked)
+            body, parsed = packed, parse(packed)
+        else:
+            async with self._parsing:
+                body = await asyncio.to_thread(json_body.unpack, packed, encoding)
+                place.hold(len(body) - len(packed))
+                parsed = await asyncio.to_thread(parse, body)
+        if parsed.body is not body:
+            # Beside what came: an answer's shape may keep parts of that, to repeat them.
+            place.hold(len(parsed.body))
+        return parsed
 
     def check_integrity(self) -> None:
         """Raise AssertionError if memory was not given back. For when nothing runs."""

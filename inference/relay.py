@@ -5,6 +5,8 @@ neuron takes the request out of its batch. It knows one placement: where to go w
 not answer is told by `NotServed` and done by the gateway.
 """
 
+import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from fleet.selectors import ServedNeuron
@@ -31,6 +33,7 @@ from neuron_agent.protocol import FRAMES_HEADER, REQUEST_ID_HEADER
 STREAM_IDLE_SECONDS = 60.0
 """A neuron that is well sends a frame every second, also while it has no token."""
 WHOLE_IDLE_SECONDS = 600.0
+LINGER_SECONDS = 1.0
 MAX_REFUSAL_BYTES = 1 << 20
 
 
@@ -72,6 +75,7 @@ async def deliver(
         if answer.status != 200:
             raise await _refusal(answer, facts)
         await question.reply.carry(answer)
+        await _let_end(answer)
     except NeuronAnswered as error:
         if facts.first_token is not None:
             raise
@@ -99,6 +103,14 @@ async def _ask(
     return await connections.post(neuron.endpoint, question.path, headers, body, idle_seconds)
 
 
+async def _let_end(answer: NeuronAnswer) -> None:
+    """Give the neuron a moment to end what the client has all of: only then is it used again."""
+    with contextlib.suppress(NeuronFailed, TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while await answer.next_piece():
+                pass
+
+
 async def _refusal(answer: NeuronAnswer, facts: RequestFacts) -> NotServed:
     body = await answer.read(MAX_REFUSAL_BYTES)
     retry_after = answer.headers.get("retry-after", "")
@@ -109,13 +121,16 @@ async def _refusal(answer: NeuronAnswer, facts: RequestFacts) -> NotServed:
 
 
 def _not_served(error: NeuronFailed, neuron: ServedNeuron) -> NotServed:
+    told = failure_told(error, neuron)
+    return NotServed(after_transport_failure(error.failure), told, error.failure)
+
+
+def failure_told(error: NeuronFailed, neuron: ServedNeuron) -> CortexError:
     """Say it in words for the client: which neuron, not where it is."""
-    told: CortexError
     match error.failure:
         case TransportFailure.REFUSED | TransportFailure.CONNECT_TIMEOUT:
-            told = NeuronUnreachable(
+            return NeuronUnreachable(
                 f"The neuron {neuron.name} cannot be reached.", retry_after_seconds=5
             )
         case TransportFailure.BROKEN | TransportFailure.SILENT:
-            told = UpstreamError(f"The neuron {neuron.name} did not answer.")
-    return NotServed(after_transport_failure(error.failure), told, error.failure)
+            return UpstreamError(f"The neuron {neuron.name} did not answer.")

@@ -31,9 +31,6 @@ from neuron_agent.protocol import ControlFrame, Progress
 MAX_ANSWER_BYTES = 64 << 20
 Fed = TypeVar("Fed")
 
-FAILED_STATUS = 502
-"""Of a stream that broke after its 200, in the record."""
-
 
 class Reply(Protocol):
     """How a request's answer goes to its client."""
@@ -98,6 +95,10 @@ class ForwardedWhole(_Whole):
     async def carry(self, answer: NeuronAnswer) -> None:
         body = await answer.read(MAX_ANSWER_BYTES)
         outcome = neuron_answer.read_outcome(body)
+        if outcome is None:
+            raise NeuronFailed(TransportFailure.BROKEN, "the answer cannot be read")
+        if outcome.error is not None:
+            raise outcome.error
         facts = self._facts
         _note_first_token(facts)
         facts.usage, facts.finish_reason = outcome.usage, outcome.finish_reason
@@ -109,7 +110,7 @@ class ForwardedStream(_Streamed):
     async def carry(self, answer: NeuronAnswer) -> None:
         stream, facts = self._stream, self._facts
         frames, whole = sse.ControlFrameFilter(), sse.WholeFrames()
-        last_control = last_data = b""
+        last_control = b""
         while chunk := await answer.next_piece():
             piece = _read(frames.feed, chunk)
             if piece.controls:
@@ -119,31 +120,28 @@ class ForwardedStream(_Streamed):
             data = _read(whole.feed, piece.data)
             if not data:
                 continue
-            last_data = data
-            if facts.first_token is None:
-                self._note_beginning(data)
+            if sse.ERROR_FRAME in data:
+                await self._break_off(data)
+            if facts.first_token is None and not sse.is_only_comments(data):
+                _note_first_token(facts)
             if sse.is_end(data):
                 # Noted before it is written: many clients leave as soon as they have read it.
-                self._note_end(last_control, data)
+                _note_end(facts, neuron_answer.read_control(last_control))
+                await stream.end(data)
+                return
             await stream.write(data)
-        self._note_end(last_control, last_data)
-        if not sse.is_end(last_data) and not facts.error_code:
-            raise NeuronFailed(TransportFailure.BROKEN, "the stream has no end")
-        await stream.end()
+        raise _no_end()
 
-    def _note_beginning(self, data: bytes) -> None:
-        """Raises NeuronAnswered for an answer that begins with its error: nothing was said yet."""
-        if sse.is_only_comments(data):
-            return
-        error = neuron_answer.read_streamed_error(sse.last_data(data))
-        if error is not None and data.startswith(b"data:"):
-            raise error
-        _note_first_token(self._facts)
+    async def _break_off(self, data: bytes) -> None:
+        """Raise the error frame in it as NeuronAnswered: a neuron's own words may name a path.
 
-    def _note_end(self, last_control: bytes, last_frames: bytes) -> None:
-        error = neuron_answer.read_streamed_error(sse.last_data(last_frames))
-        error_code = "" if error is None else error.code
-        _note_end(self._facts, neuron_answer.read_control(last_control), error_code)
+        Where nothing was said yet, what stands before it is not said either: another neuron may be
+        asked.
+        """
+        before, begin, rest = data.partition(sse.ERROR_FRAME)
+        if before and self._facts.first_token is not None:
+            await self._stream.write(before)
+        raise neuron_answer.read_streamed_error(sse.first_data(begin + rest))
 
 
 class EncodedStream(_Streamed):
@@ -167,16 +165,20 @@ class EncodedStream(_Streamed):
                         prompt = None
             if told:
                 await self._tell(told, decoder)
-        _check_complete(decoder)
-        await self._stream.end()
+            if decoder.is_complete:
+                return
+        raise _no_end()
 
     async def _tell(self, events: list[ChatEvent], decoder: ChatStreamDecoder) -> None:
         await self._stream.begin()
         _note_first_token(self._facts)
+        frames = b"".join(map(self._encoder.feed, events))
         if decoder.is_complete:
             # Noted before it is written: many clients leave as soon as they have read it.
             _note_end(self._facts, decoder.last_control)
-        await self._stream.write(b"".join(map(self._encoder.feed, events)))
+            await self._stream.end(frames)
+        else:
+            await self._stream.write(frames)
 
 
 class EncodedWhole(_Whole):
@@ -190,11 +192,14 @@ class EncodedWhole(_Whole):
     async def carry(self, answer: NeuronAnswer) -> None:
         decoder = ChatStreamDecoder()
         events: list[ChatEvent] = []  # kept to the end: another neuron may yet be asked
-        while chunk := await answer.next_piece():
-            for event in _read(decoder.feed, chunk):
-                if not isinstance(event, Progress):
-                    events.append(event)
-        _check_complete(decoder)
+        num_bytes = 0
+        while not decoder.is_complete:
+            chunk = await answer.next_piece()
+            num_bytes += len(chunk)
+            if not chunk or num_bytes > MAX_ANSWER_BYTES:
+                raise _no_end()
+            told = _read(decoder.feed, chunk)
+            events += [event for event in told if not isinstance(event, Progress)]
         for event in events:
             self._collector.feed(event)
         facts = self._facts
@@ -210,9 +215,8 @@ def _read(feed: Callable[[bytes], Fed], chunk: bytes) -> Fed:
         raise NeuronFailed(TransportFailure.BROKEN, str(error)) from None
 
 
-def _check_complete(decoder: ChatStreamDecoder) -> None:
-    if not decoder.is_complete:
-        raise NeuronFailed(TransportFailure.BROKEN, "the stream has no end")
+def _no_end() -> NeuronFailed:
+    return NeuronFailed(TransportFailure.BROKEN, "the stream has no end")
 
 
 def _note_progress(stream: EventStream, progress: Progress | None) -> None:
@@ -230,8 +234,7 @@ def _note_first_token(facts: RequestFacts) -> None:
         facts.first_token = time.monotonic()
 
 
-def _note_end(facts: RequestFacts, control: ControlFrame, error_code: str = "") -> None:
+def _note_end(facts: RequestFacts, control: ControlFrame) -> None:
     facts.usage, facts.timing = control.usage, control.timing
     facts.finish_reason = control.finish_reason or ""
-    facts.error_code = error_code
-    facts.status = FAILED_STATUS if error_code else 200
+    facts.status = 200

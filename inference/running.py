@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hmac import compare_digest
 
 from inference.client import Client
 from inference.wire.errors import RequestCancelled, RequestNotFound
@@ -63,5 +64,5 @@ class RunningRequests:
 
 def _is_same(client: Client, caller: Client) -> bool:
     if client.credential or caller.credential:
-        return client.credential == caller.credential
+        return compare_digest(client.credential.encode(), caller.credential.encode())
     return client.address == caller.address

@@ -4,7 +4,10 @@ No weights are loaded for it, so nothing is dispatched, waited for or recorded: 
 milliseconds. It knows what a neuron's `/tokenize` takes, and no dialect.
 """
 
-from collections.abc import Iterator
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from typing import Annotated, Any
 
 import msgspec
 
@@ -13,17 +16,20 @@ from fleet.selectors import ServedModel, ServedNeuron
 from inference.fleet_view import FleetView
 from inference.neuron_connection import NeuronFailed
 from inference.neuron_stream import NeuronConnections
+from inference.relay import failure_told
 from inference.wire import neuron_answer
 from inference.wire.errors import CortexError, NeuronUnreachable, UpstreamError
 
 PATH = "/tokenize"
+PATIENCE_SECONDS = 1.0
+"""Counting takes milliseconds: who has not answered by then may hang."""
 IDLE_SECONDS = 60.0
 """A neuron that never had the model may have to fetch its tokenizer."""
 MAX_ANSWER_BYTES = 1 << 20
 
 
 class _Count(msgspec.Struct):
-    count: int
+    count: Annotated[int, msgspec.Meta(ge=0)]
 
 
 async def count_tokens(
@@ -31,22 +37,44 @@ async def count_tokens(
 ) -> int:
     """Return the number of tokens of an OpenAI-shaped conversation; `named`: as the client did.
 
-    Raises CortexError: what the last of the neurons said if none could tell.
+    One neuron is asked; where it fails, or says nothing for a while, the next is asked as well.
+    Raises CortexError: what the last of them said if none could tell.
     """
     asked = _question(body, model)
-    error: CortexError = NeuronUnreachable(
-        f"No neuron that could run {named} can be reached.", retry_after_seconds=5
+    questions = (
+        _ask(connections, neuron, asked, model.model_id, named) for neuron in _neurons(fleet, model)
     )
-    for neuron in _neurons(fleet, model):
-        try:
-            return await _ask(connections, neuron, asked, model.model_id, named)
-        except NeuronFailed:
-            error = UpstreamError(f"The neuron {neuron.name} did not answer.")
-        except CortexError as refusal:
-            if refusal.status in (400, 422):
-                raise  # it would be no better elsewhere
-            error = refusal
+    error: CortexError = NeuronUnreachable(
+        f"No neuron that could run {named[:200]} can be reached.", retry_after_seconds=5
+    )
+    async with contextlib.aclosing(_answers(questions)) as answers:
+        async for told in answers:
+            if isinstance(told, int):
+                return told
+            error = told
+            if error.status in (400, 422):
+                break  # it would be no better elsewhere
     raise error
+
+
+async def _answers(
+    questions: Iterator[Coroutine[Any, Any, int | CortexError]],
+) -> AsyncGenerator[int | CortexError, None]:
+    """Yield answers as they come. Ends all that is still asked when it is closed."""
+    asking: set[asyncio.Task[int | CortexError]] = set()
+    try:
+        while (question := next(questions, None)) is not None or asking:
+            if question is not None:
+                asking.add(asyncio.get_running_loop().create_task(question))
+            patience_seconds = None if question is None else PATIENCE_SECONDS
+            done, asking = await asyncio.wait(
+                asking, timeout=patience_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                yield task.result()
+    finally:
+        for task in asking:
+            task.cancel()
 
 
 def _question(body: bytes, model: ServedModel) -> bytes:
@@ -77,20 +105,21 @@ def _neurons(fleet: FleetView, model: ServedModel) -> Iterator[ServedNeuron]:
 
 async def _ask(
     connections: NeuronConnections, neuron: ServedNeuron, body: bytes, model_id: str, named: str
-) -> int:
-    """Raises NeuronFailed, CortexError."""
+) -> int | CortexError:
+    """Return what a neuron counts, or else what a client is told of it."""
     headers = [("content-type", "application/json")]
     if neuron.token is not None:
         headers.append(("authorization", f"Bearer {neuron.token}"))
-    answer = await connections.post(neuron.endpoint, PATH, headers, body, IDLE_SECONDS)
     try:
-        said = await answer.read(MAX_ANSWER_BYTES)
-    finally:
-        answer.close()
+        answer = await connections.post(neuron.endpoint, PATH, headers, body, IDLE_SECONDS)
+        with contextlib.closing(answer):
+            said = await answer.read(MAX_ANSWER_BYTES)
+    except NeuronFailed as failure:
+        return failure_told(failure, neuron)
     if answer.status != 200:
         retry_after = answer.headers.get("retry-after", "")
-        raise neuron_answer.read_refusal(answer.status, said, retry_after, model_id, named)
+        return neuron_answer.read_refusal(answer.status, said, retry_after, model_id, named)
     try:
         return msgspec.json.decode(said, type=_Count).count
-    except msgspec.DecodeError:
-        raise UpstreamError(f"The neuron {neuron.name} did not tell a count.") from None
+    except neuron_answer.UNREADABLE:
+        return UpstreamError(f"The neuron {neuron.name} did not tell a count.")

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import msgspec
 
 from inference.wire import neuron_answer
-from inference.wire.errors import UpstreamError
 from inference.wire.events import (
     ChatEvent,
     Delta,
@@ -20,7 +19,7 @@ from inference.wire.events import (
     ToolArgumentsDelta,
     ToolCallStarted,
 )
-from inference.wire.sse import BORDER, ControlFrameFilter, WholeFrames
+from inference.wire.sse import BORDER, BadStream, ControlFrameFilter, WholeFrames
 from neuron_agent.protocol import ControlFrame, ErrorDetail, Progress
 
 _DATA = b"data: "
@@ -67,7 +66,9 @@ class ChatStreamDecoder:
         self.last_control = ControlFrame()
 
     def feed(self, chunk: bytes) -> list[ChatEvent | Progress]:
-        """Raises BadStream, UpstreamError, and NeuronAnswered for an error frame."""
+        """Raises BadStream, and NeuronAnswered for an error frame. The last event ends it all."""
+        if self.is_complete:
+            return []
         piece = self._frames.feed(chunk)
         early: list[ChatEvent | Progress] = []
         late: list[ChatEvent | Progress] = []
@@ -84,7 +85,7 @@ class ChatStreamDecoder:
         """What it says comes before the data of its chunk, but for the end."""
         if control.progress is not None:
             early.append(control.progress)
-        if control.usage is None:
+        if control.usage is None or self.is_complete:
             return
         self.last_control = control
         if control.finish_reason is None:
@@ -100,11 +101,11 @@ class ChatStreamDecoder:
 
 
 def _events_of(data: bytes) -> Iterator[Delta]:
-    """Raises UpstreamError, NeuronAnswered."""
+    """Raises BadStream, NeuronAnswered."""
     try:
         chunk = _chunk_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise UpstreamError("The neuron's answer cannot be read.") from None
+    except neuron_answer.UNREADABLE:
+        raise BadStream("a frame cannot be read") from None
     if chunk.error is not None:
         raise neuron_answer.streamed_error(chunk.error)
     for choice in chunk.choices:

@@ -173,6 +173,8 @@ def error_headers(error: CortexError) -> list[tuple[bytes, bytes]]:
         headers.append((b"retry-after", str(error.retry_after_seconds).encode()))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
+    if error.status == 409:  # the SDKs ask again after one, unless they are told not to
+        headers.append((b"x-should-retry", b"false"))
     return headers
 
 

@@ -14,6 +14,8 @@ from inference.wire.errors import InvalidRequest, RequestTooLarge
 
 MAX_BODY_BYTES = 32 << 20
 MAX_DEPTH = 64
+MAX_COMPLAINT_CHARACTERS = 500
+"""Of what is wrong with a body: some of it is the client's own, as long as it likes."""
 
 _Body = TypeVar("_Body")
 
@@ -59,7 +61,7 @@ def decode(body: bytes, decoder: "msgspec.json.Decoder[_Body]") -> _Body:
     except RecursionError:
         raise InvalidRequest(_TOO_DEEP) from None
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"{error}.", param=_param_of(str(error))) from None
+        raise _complaint(str(error)) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
     if _is_deeper_than(body, MAX_DEPTH):
@@ -80,10 +82,20 @@ def decode_part(part: msgspec.Raw, decoder: "msgspec.json.Decoder[_Body]", place
         message = str(error).replace("`$", f"`$.{place}", 1)
         if "`$" not in message:
             message = f"{message} - at `$.{place}`"
-        raise InvalidRequest(f"{message}.", param=_param_of(message)) from None
+        raise _complaint(message) from None
 
 
 _TOO_DEEP = f"The body is nested more than {MAX_DEPTH} levels deep."
+
+
+def _complaint(message: str) -> InvalidRequest:
+    """Return msgspec's words as an error. The place stands at their end, a value before it."""
+    what, separator, place = message.rpartition(" - at `")
+    if not separator:
+        what, place = message, ""
+    return InvalidRequest(
+        f"{what[:MAX_COMPLAINT_CHARACTERS]}{separator}{place}.", param=_param_of(message)
+    )
 
 
 def _param_of(message: str) -> str | None:

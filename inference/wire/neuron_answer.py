@@ -15,6 +15,7 @@ UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding raises for bytes that are no JSON of the right shape."""
 MAX_MESSAGE_CHARACTERS = 2_000
 """Of an error: some of it may be the client's own words, as many as it likes."""
+MAX_NAME_CHARACTERS = 200
 MAX_COUNT = 2**31 - 1
 """The most tokens that are believed, and that a record has room for."""
 
@@ -41,6 +42,7 @@ class _Choice(msgspec.Struct):
 class _Answer(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
+    error: ErrorDetail | None = None
 
 
 _answer_decoder = msgspec.json.Decoder(_Answer)
@@ -62,14 +64,19 @@ class Outcome:
 
     usage: Usage | None = None
     finish_reason: str = ""
+    error: NeuronAnswered | None = None
 
 
-def read_outcome(answer: bytes) -> Outcome:
-    """Return usage and finish reason of a whole answer; of an unreadable one nothing."""
+def read_outcome(answer: bytes) -> Outcome | None:
+    """Return usage and finish reason of a whole answer, nothing of an odd one; None if no JSON."""
     try:
         decoded = _answer_decoder.decode(answer)
-    except UNREADABLE:
+    except msgspec.ValidationError:
         return Outcome()
+    except UNREADABLE:
+        return None
+    if decoded.error is not None:
+        return Outcome(error=streamed_error(decoded.error))
     finish_reason = decoded.choices[0].finish_reason if decoded.choices else None
     return Outcome(_usage(decoded.usage), finish_reason or "")
 
@@ -80,14 +87,16 @@ def read_control(frame: bytes) -> ControlFrame:
         control = _control_decoder.decode(frame)
     except UNREADABLE:
         return ControlFrame()
-    is_credible = control.usage is _believable(control.usage)
-    return control if is_credible else replace(control, usage=None)
+    if control.usage is not _believable(control.usage):
+        control = replace(control, usage=None)
+    progress = control.progress
+    if progress is not None and not _are_counts(progress.done, progress.total):
+        control = replace(control, progress=None)
+    return control
 
 
-def read_streamed_error(data: bytes) -> NeuronAnswered | None:
-    """Return the error that an error frame tells, None if the frame is none."""
-    if not data.startswith(b'{"error"'):
-        return None
+def read_streamed_error(data: bytes) -> NeuronAnswered:
+    """Return the error that an error frame tells."""
     try:
         return streamed_error(_error_decoder.decode(data).error)
     except UNREADABLE:
@@ -98,7 +107,7 @@ def read_streamed_error(data: bytes) -> NeuronAnswered | None:
 def streamed_error(detail: ErrorDetail) -> NeuronAnswered:
     """Return it with the status that the neuron would have given it, had it known in time."""
     return NeuronAnswered(
-        without_paths(detail.message),
+        without_paths(detail.message[:MAX_MESSAGE_CHARACTERS]),
         status=_STATUS_IN_STREAM.get(detail.code, 502),
         type=detail.type,
         code=detail.code,
@@ -120,9 +129,9 @@ def read_refusal(
         return UpstreamError(f"The neuron answered with status {status}.")
     if status in (401, 403) or not 400 <= status <= 599:
         return UpstreamError("The neuron refused Cortex.")
-    message = without_paths(detail.message).replace(model_id, shown_as)
+    message = without_paths(detail.message[:MAX_MESSAGE_CHARACTERS])
     return NeuronAnswered(
-        message,
+        message.replace(model_id, shown_as[:MAX_NAME_CHARACTERS]),
         status=status,
         type=detail.type,
         code=detail.code,
@@ -134,7 +143,7 @@ def read_refusal(
 def _retry_seconds(status: int, header: str) -> int | None:
     if header.isascii() and header.isdigit():
         return min(int(header[:9]), 300)
-    return 1 if status == 503 else None
+    return 1 if status in (429, 503) else None
 
 
 def _usage(usage: _Usage | None) -> Usage | None:
@@ -155,10 +164,14 @@ def _believable(usage: Usage | None) -> Usage | None:
     """Return the counts, None if one of them can be none: then they are unknown."""
     if usage is None:
         return None
-    counts = (
+    are_counts = _are_counts(
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.cached_tokens,
         usage.reasoning_tokens,
     )
-    return usage if all(0 <= count <= MAX_COUNT for count in counts) else None
+    return usage if are_counts else None
+
+
+def _are_counts(*numbers: int) -> bool:
+    return all(0 <= number <= MAX_COUNT for number in numbers)

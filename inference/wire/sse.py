@@ -14,11 +14,13 @@ MAX_CONTROL_FRAME_BYTES = 64 << 10
 MAX_FRAME_BYTES = 16 << 20
 
 BORDER = b"\n\n"
+ERROR_FRAME = b'data: {"error"'
+"""How a neuron's error begins. In a string of JSON the quotes would be escaped."""
 _START = BORDER + CONTROL_FRAME_PREFIX
 
 
 class BadStream(ValueError):
-    """A frame without an end: not what a neuron sends."""
+    """A frame without an end, or one that cannot be read: not what a neuron sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,9 @@ def is_end(piece: bytes) -> bool:
     return piece.endswith(b"data: [DONE]\n\n")
 
 
-def last_data(piece: bytes) -> bytes:
-    """Return what the last `data:` line of a piece says, b"" if it has none."""
-    lines = [line for line in piece.split(b"\n") if line.startswith(b"data:")]
-    return lines[-1][len(b"data:") :].strip() if lines else b""
+def first_data(piece: bytes) -> bytes:
+    """Return what the first line of a piece says, which is a `data:` line."""
+    return piece[len(b"data: ") :].partition(b"\n")[0]
 
 
 def _end_that_may_start(buffer: bytes) -> bytes:

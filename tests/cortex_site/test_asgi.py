@@ -13,6 +13,8 @@ from cortex_site import asgi
         ("/", b"text/html,application/xhtml+xml", False),
         ("/admin/", b"*/*", False),
         ("/v10", b"*/*", False),
+        ("//v1/models", b"*/*", True),
+        ("//admin/", b"*/*", False),
     ],
 )
 def test_the_api_is_the_gateways_and_pages_are_djangos(path, accept, is_for_gateway):

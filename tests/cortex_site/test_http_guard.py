@@ -30,12 +30,16 @@ async def application(scope, receive, send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+async def _application(scope, receive, send) -> None:
+    await application(scope, receive, send)  # whichever the test has put there
+
+
 @pytest.fixture
 async def port(monkeypatch) -> AsyncIterator[int]:
     monkeypatch.setattr(http_guard, "HEAD_SECONDS", 0.2)
     monkeypatch.setattr(http_guard, "BODY_STEP_SECONDS", 0.2)
     config = uvicorn.Config(
-        application, port=0, http=GuardedProtocol, lifespan="off", ws="none", log_config=None
+        _application, port=0, http=GuardedProtocol, lifespan="off", ws="none", log_config=None
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -124,3 +128,36 @@ async def test_a_large_body_that_keeps_coming_is_taken(port, monkeypatch):
             await writer.drain()
             await asyncio.sleep(0.15)  # longer than a step's deadline, in all
         assert await answer(reader) == str(size).encode()
+
+
+@pytest.mark.parametrize("queued", [GET, GET * 3], ids=["one queued", "three queued"])
+async def test_who_leaves_while_requests_queue_has_left_the_first_of_them(
+    port, queued, monkeypatch
+):
+    is_running, has_left = asyncio.Event(), asyncio.Event()
+
+    async def waiting(scope, receive, send) -> None:
+        is_running.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        has_left.set()
+
+    monkeypatch.setattr(f"{__name__}.application", waiting)
+    async with connection(port) as (_, writer):
+        writer.write(GET)
+        await is_running.wait()
+        writer.write(queued)
+        await writer.drain()
+        writer.close()
+        await has_left.wait()
+
+
+@pytest.mark.parametrize("upgrade", [b"Upgrade: h2c", b"upgrade:h2c "])
+async def test_an_offer_of_http_2_does_not_cost_a_request_its_body(port, upgrade):
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAA\r\n" + upgrade
+    body = b"x\r\nUpgrade: h2c\r\n"
+    head = b"POST / HTTP/1.1\r\nhost: x\r\n%b\r\ncontent-length: %d\r\n\r\n"
+    async with connection(port) as (reader, writer):
+        for _ in range(2):
+            writer.write(head % (offer, len(body)) + body)
+            assert await answer(reader) == b"%d" % len(body)

@@ -188,6 +188,27 @@ async def test_what_a_stalled_client_has_not_read_is_thrown_away(
     assert cycle.num_aborts == 2
 
 
+async def test_who_is_cancelled_before_the_head_was_taken_can_still_answer_with_a_status() -> None:
+    sent: list[dict[str, Any]] = []
+    is_open = asyncio.Event()
+
+    async def send(message: dict[str, Any]) -> None:
+        await is_open.wait()
+        sent.append(message)
+
+    scope = {"method": "POST", "path": "/", "headers": []}
+    client = Client(scope, DeafCycle().receive, send, openai.DIALECT)
+    beginning = asyncio.ensure_future(client.begin_stream())
+    await eventually(lambda: client.is_behind)
+    beginning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    is_open.set()
+    await client.fail(UpstreamError("gone"))
+    assert [message.get("status") for message in sent] == [502, None]
+    assert json.loads(sent[1]["body"])["error"]["code"] == "upstream_error"
+
+
 async def test_a_client_that_reads_is_not_cut_off_however_slow_the_neuron(
     service: Served, neuron: FakeNeuron, monkeypatch: pytest.MonkeyPatch
 ) -> None:

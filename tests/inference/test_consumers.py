@@ -158,6 +158,12 @@ async def test_models_are_listed_with_where_they_are(service: Served, neuron: Fa
     }
 
 
+@pytest.mark.parametrize("path", ["//v1/models", "/v1//models/", "/v1/models//"])
+async def test_a_slash_too_many_makes_no_difference(service: Served, path: str) -> None:
+    async with service.http.get(URL(service.url + path, encoded=True)) as answer:
+        assert (answer.status, (await answer.json())["object"]) == (200, "list")
+
+
 @pytest.mark.parametrize("name", [MODEL, "local/large", MODEL.replace("/", "%2F")])
 async def test_a_model_is_found_by_a_name_with_slashes(service: Served, name: str) -> None:
     url = URL(f"{service.url}/v1/models/{name}", encoded=True)

@@ -348,10 +348,36 @@ async def test_a_count_that_nobody_can_make_is_an_error(
 ) -> None:
     neuron.stop()
     async with count(service) as answer:
-        assert answer.status == 502
-        assert error_kind(MESSAGE, await answer.json()) == "api_error"
-    async with count(service) as answer:  # known by now
-        assert answer.status in (502, 529)
+        assert (answer.status, answer.headers["retry-after"]) == (529, "5")
+        assert error_kind(MESSAGE, await answer.json()) == "overloaded_error"
+
+
+async def test_a_neuron_that_hangs_keeps_no_count_waiting_while_another_answers(
+    service: Served, neuron: FakeNeuron, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.token_count.PATIENCE_SECONDS", 0.02)
+    with FakeNeuron() as other:
+        neurons = [a_neuron(neuron.url), a_neuron(other.url, id=2, name="other")]
+        feasible = a_model(feasible_on=("beast", "other"))
+        service.show(a_view(neurons, [a_placement()], models=[feasible]))
+        neuron.knobs.hang = True
+        async with count(service) as answer:
+            assert (answer.status, await answer.json()) == (200, {"input_tokens": 3})
+        assert neuron.requests_to("/tokenize")
+        neuron.knobs.hang = False
+
+
+async def test_a_slow_count_is_waited_for_where_nobody_else_can_tell(
+    service: Served, neuron: FakeNeuron, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.token_count.PATIENCE_SECONDS", 0.0)
+    neuron.knobs.hang = True
+    asking = asyncio.ensure_future(count(service).__aenter__())
+    await eventually(lambda: neuron.requests_to("/tokenize"))
+    neuron.knobs.hang = False
+    answer = await asking
+    assert (answer.status, await answer.json()) == (200, {"input_tokens": 3})
+    answer.release()
 
 
 # --- models --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from inference.client import Client
 from inference.dispatch.admission import Limits
 from inference.intake import MAX_PARSING, Intake
-from inference.wire import openai
+from inference.wire import anthropic, openai
 from inference.wire.dialect import InferenceRequest
 from inference.wire.errors import Saturated
 from tests.fakes.neuron import FakeNeuron
@@ -74,6 +74,15 @@ async def test_a_body_counts_as_what_it_unfolds_to() -> None:
     with intake.place() as place:
         await intake.read(a_client(gzip.compress(body), "gzip"), place, openai.parse_chat)
         assert place.held_bytes == len(body)
+    intake.check_integrity()
+
+
+async def test_a_translation_counts_beside_what_came() -> None:
+    intake = Intake(Limits())
+    body = json.dumps({**chat_body(), "max_tokens": 5}).encode()
+    with intake.place() as place:
+        request = await intake.read(a_client(body), place, anthropic.parse_messages)
+        assert place.held_bytes == len(body) + len(request.body)
     intake.check_integrity()
 
 

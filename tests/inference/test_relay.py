@@ -15,13 +15,11 @@ from tests.inference.world import (
     MODEL,
     RecordedPort,
     Served,
-    Talk,
     a_neuron,
     a_placement,
     a_view,
     eventually,
     served,
-    talking_server,
 )
 
 pytestmark = pytest.mark.slow
@@ -39,29 +37,6 @@ async def service(neuron: FakeNeuron) -> AsyncIterator[Served]:
     view = a_view([a_neuron(neuron.url)], [a_placement()], aliases={"local/large": MODEL})
     async with served(RecordedPort(view)) as service:
         yield service
-
-
-def speaking(*pieces: bytes, is_ended: bool = True) -> Talk:
-    """A neuron that streams these pieces, with a pause after each, and ends its answer or not."""
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        for piece in pieces:
-            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            await asyncio.sleep(0.02)
-        writer.write(b"0\r\n\r\n" if is_ended else b"")
-        await asyncio.Event().wait()
-
-    return talk
-
-
-@contextlib.asynccontextmanager
-async def served_by(talk: Talk) -> AsyncIterator[Served]:
-    async with talking_server(talk) as number:
-        port = RecordedPort(a_view([a_neuron(f"http://127.0.0.1:{number}")], [a_placement()]))
-        async with served(port) as service:
-            yield service
 
 
 def frames_of(body: bytes) -> list[bytes]:
@@ -178,16 +153,6 @@ async def test_a_client_that_leaves_frees_the_neuron(
     record = await service.record()
     assert record.status == 499
     assert len(service.port.records) == 1
-
-
-async def test_a_client_that_leaves_once_it_has_the_whole_answer_was_served() -> None:
-    frames = b': cortex {"finish_reason":"stop"}\n\ndata: {"choices":[]}\n\ndata: [DONE]\n\n'
-    async with served_by(speaking(frames, is_ended=False)) as service:
-        async with service.chat(stream=True) as answer:
-            assert b"[DONE]" in await answer.content.readuntil(b"[DONE]\n\n")
-            answer.close()
-        record = await service.record()
-        assert (record.status, record.finish_reason) == (200, "stop")
 
 
 async def test_a_client_that_leaves_before_the_head_frees_the_neuron(
@@ -427,28 +392,6 @@ async def test_requests_that_were_at_a_neuron_when_it_died_are_one_report_and_on
     await eventually(lambda: service.port.unreachable)
     assert service.port.unreachable == [1]
     assert service.gateway.fleet._breaker(1).num_failures == 1
-
-
-async def test_an_error_frame_that_came_in_two_pieces_is_recorded_as_one() -> None:
-    pieces = (
-        b'data: {"choices":[]}\n\n',
-        b'data: {"error":{"message":"m","type":"t","code":"dev',
-        b'ice_fault"}}\n\n',
-    )
-    async with served_by(speaking(*pieces)) as service:
-        async with service.chat(stream=True) as answer:
-            assert await answer.read() == b"".join(pieces)
-        record = await service.record()
-        assert (record.status, record.error_code) == (502, "device_fault")
-
-
-async def test_a_client_that_leaves_after_an_end_in_two_pieces_was_served() -> None:
-    pieces = (b'data: {"choices":[]}\n\n', b"data: [DO", b"NE]\n\n")
-    async with served_by(speaking(*pieces, is_ended=False)) as service:
-        async with service.chat(stream=True) as answer:
-            await answer.content.readuntil(b"[DONE]\n\n")
-            answer.close()
-        assert (await service.record()).status == 200
 
 
 async def test_a_refusal_that_says_nothing_of_the_fleet_reads_it_not_again(

@@ -65,6 +65,14 @@ async def test_nobody_ends_another_callers_request(caller: Client) -> None:
         await task
 
 
+async def test_a_key_is_the_same_in_either_header() -> None:
+    running = RunningRequests()
+    task = await start(running, a_client("Bearer a"))
+    running.cancel("req-1", a_client(**{"x-api-key": "a"}))
+    with pytest.raises(RequestCancelled):
+        await task
+
+
 async def test_what_does_not_run_is_not_found() -> None:
     with pytest.raises(RequestNotFound):
         RunningRequests().cancel("req-1", a_client())

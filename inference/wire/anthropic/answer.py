@@ -11,6 +11,7 @@ import msgspec
 from inference.wire.anthropic.facts import (
     NO_USAGE,
     AnswerFacts,
+    Thoughts,
     ending,
     stray_arguments,
 )
@@ -35,7 +36,9 @@ class MessageShape:
     """How the answer to a request for a message looks."""
 
     model: str
-    is_thinking_shown: bool
+    thoughts: Thoughts
+    has_edits: bool = False
+    is_silent: bool = False
 
     def stream(self, head: AnswerHead) -> MessageStream:
         return MessageStream(self._facts(head))
@@ -44,7 +47,7 @@ class MessageShape:
         return MessageCollector(self._facts(head))
 
     def _facts(self, head: AnswerHead) -> AnswerFacts:
-        return AnswerFacts(head, self.model, self.is_thinking_shown)
+        return AnswerFacts(head, self.model, self.thoughts, self.has_edits, self.is_silent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class MessageCollector:
 
     def feed(self, event: ChatEvent) -> None:
         """Raises UpstreamError for what no answer consists of."""
+        event = self._facts.shown(event)
         match event:
             case PromptRead() | TextDelta("") | ReasoningDelta(""):
                 pass
@@ -86,6 +90,7 @@ class MessageCollector:
         ended = {
             "content": [self._content(index, block) for index, block in enumerate(self._blocks)],
             **ending(self._finished),
+            **self._facts.edits(),
         }
         return msgspec.json.encode(self._facts.message(self._finished.usage) | ended)
 
@@ -100,7 +105,7 @@ class MessageCollector:
             return _tool_use(block.call, text)
         if block.kind == "text":
             return {"type": "text", "text": text}
-        shown = text if self._facts.is_thinking_shown else ""
+        shown = text if self._facts.thoughts is Thoughts.SHOWN else ""
         signature = self._facts.signature(index)
         return {"type": "thinking", "thinking": shown, "signature": signature}
 

@@ -4,7 +4,12 @@ Only shapes: what becomes of a block is not known here. Fields that nobody reads
 among them, are left out and so ignored; of a block that speaks of a provider's own tools all of it.
 """
 
+from typing import Annotated
+
 import msgspec
+
+MAX_PARTS = 10_000
+"""Of one document or one tool's result."""
 
 
 class _Typed(msgspec.Struct, tag_field="type"):
@@ -37,7 +42,7 @@ class Image(_Typed, tag="image"):
 
 
 class ContentSource(_Typed, tag="content"):
-    content: str | list[Text | Image]
+    content: str | Annotated[list[Text | Image], msgspec.Meta(max_length=MAX_PARTS)]
 
 
 class Document(_Typed, tag="document"):
@@ -174,7 +179,7 @@ Shown = Text | Image | Document | SearchResult | ToolReference | ElsewhereBlock
 
 class ToolResult(_Typed, tag="tool_result"):
     tool_use_id: str
-    content: str | list[Shown] | None = None
+    content: str | Annotated[list[Shown], msgspec.Meta(max_length=MAX_PARTS)] | None = None
     is_error: bool | None = None
 
 

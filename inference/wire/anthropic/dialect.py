@@ -30,8 +30,6 @@ _TYPES = {
     429: "rate_limit_error",
     OVERLOADED_STATUS: "overloaded_error",
 }
-_SHOULD_NOT_RETRY = (b"x-should-retry", b"false")
-"""These clients ask again after a 409, unless they are told not to."""
 
 
 def status_of(error: CortexError) -> int:
@@ -44,15 +42,15 @@ def type_of(error: CortexError) -> str:
 
 
 def _encoded(error: CortexError, request_id: str) -> bytes:
-    detail = {"type": type_of(error), "message": error.message}
+    detail: dict[str, object] = {"type": type_of(error), "message": error.message}
+    if "error_code" in error.extra:  # programs tell by it what to do; of the words they know none
+        detail["details"] = error.extra
     return msgspec.json.encode({"type": "error", "error": detail, "request_id": request_id})
 
 
 def _error_answer(error: CortexError, request_id: str) -> ErrorAnswer:
-    headers = error_headers(error)
-    if error.status == 409:
-        headers.append(_SHOULD_NOT_RETRY)
-    return ErrorAnswer(status_of(error), tuple(headers), _encoded(error, request_id))
+    headers = tuple(error_headers(error))
+    return ErrorAnswer(status_of(error), headers, _encoded(error, request_id))
 
 
 def _error_frame(error: CortexError, request_id: str) -> bytes:

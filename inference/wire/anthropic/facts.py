@@ -5,16 +5,29 @@ It knows neither blocks nor frames.
 
 import base64
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 from inference.wire.dialect import AnswerHead
 from inference.wire.errors import UpstreamError
-from inference.wire.events import Finished
+from inference.wire.events import ChatEvent, Finished, PromptRead, ReasoningDelta, TextDelta
 from neuron_agent.protocol import Usage
 
 NO_USAGE = Usage(0, 0)
 
+_NOTHING_WRITTEN = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0}
+_REFUSAL = {"type": "refusal", "category": None, "explanation": None}
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+
+
+class Thoughts(Enum):
+    """What becomes of a model's thinking in an answer."""
+
+    SHOWN = auto()
+    OMITTED = auto()
+    """There are blocks of it, signed and empty."""
+    UNASKED = auto()
+    """There is nothing of it: who did not ask for thinking expects an answer to begin with text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +37,11 @@ class AnswerFacts:
     head: AnswerHead
     model: str
     """As the client named it."""
-    is_thinking_shown: bool
+    thoughts: Thoughts
+    has_edits: bool = False
+    """The request told how to edit its context: the answer says what was done, which is nothing."""
+    is_silent: bool = False
+    """The prompt alone was to be read, and nothing to be said."""
 
     def message(self, usage: Usage) -> dict[str, Any]:
         """Return a message without content that has not ended."""
@@ -36,8 +53,29 @@ class AnswerFacts:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": usage_body(usage),
+            "stop_details": None,
+            "usage": {
+                **usage_body(usage),
+                "cache_creation": _NOTHING_WRITTEN,
+                "service_tier": "standard",
+            },
         }
+
+    def shown(self, event: ChatEvent) -> ChatEvent:
+        """Return the event as it is to be told; an empty text says nothing."""
+        match event:
+            case ReasoningDelta() if self.thoughts is Thoughts.UNASKED:
+                return TextDelta("")
+            case Finished(_, usage) if self.is_silent:
+                return Finished("length", Usage(usage.prompt_tokens, 0, usage.cached_tokens))
+            case _ if self.is_silent and not isinstance(event, PromptRead):
+                return TextDelta("")
+            case _:
+                return event
+
+    def edits(self) -> dict[str, Any]:
+        """Return what goes beside the last usage."""
+        return {"context_management": {"applied_edits": []}} if self.has_edits else {}
 
     def signature(self, block_index: int) -> str:
         """Return what ends a thinking block: the same each time, and nobody's to read."""
@@ -56,11 +94,15 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def ending(finished: Finished) -> dict[str, str | None]:
-    """Return stop_reason and stop_sequence."""
-    if finished.stop_sequence is not None:
-        return {"stop_reason": "stop_sequence", "stop_sequence": finished.stop_sequence}
-    return {"stop_reason": _STOP_REASONS.get(finished.reason, "end_turn"), "stop_sequence": None}
+def ending(finished: Finished) -> dict[str, Any]:
+    """Return stop_reason, and what is told of it beside."""
+    sequence = finished.stop_sequence
+    reason = _STOP_REASONS.get(finished.reason, "end_turn")
+    return {
+        "stop_reason": reason if sequence is None else "stop_sequence",
+        "stop_sequence": sequence,
+        "stop_details": _REFUSAL if reason == "refusal" else None,
+    }
 
 
 def stray_arguments() -> UpstreamError:

@@ -13,6 +13,7 @@ from inference.wire.anthropic.dialect import DIALECT, PING
 from inference.wire.anthropic.facts import (
     NO_USAGE,
     AnswerFacts,
+    Thoughts,
     ending,
     stray_arguments,
     usage_body,
@@ -60,6 +61,7 @@ class MessageStream:
 
     def feed(self, event: ChatEvent) -> bytes:
         """Raises UpstreamError for what no answer consists of."""
+        event = self._facts.shown(event)
         match event:
             case TextDelta("") | ReasoningDelta(""):
                 return b""
@@ -95,7 +97,7 @@ class MessageStream:
         if self._open is not _Open.THINKING:
             block = {"type": "thinking", "thinking": "", "signature": ""}
             start = self._start_block(_Open.THINKING, block)
-        return start + self._delta(text) if self._facts.is_thinking_shown else start
+        return start + self._delta(text) if self._facts.thoughts is Thoughts.SHOWN else start
 
     def _tool_use(self, call: ToolCallStarted) -> bytes:
         block = {"type": "tool_use", "id": swapped_id(call.id), "name": call.name, "input": {}}
@@ -117,6 +119,7 @@ class MessageStream:
             "type": "message_delta",
             "delta": ending(finished),
             "usage": usage_body(finished.usage),
+            **self._facts.edits(),
         }
         frames = self._begin(finished.usage) + self._stop_block() + _frame(ended)
         return frames + _frame({"type": "message_stop"})

@@ -4,7 +4,7 @@ The answer that comes at once is the object a stream ends with. State is which i
 most one, and all before it are complete. It knows no HTTP, no clock and no model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -23,6 +23,7 @@ from inference.wire.events import (
 )
 from inference.wire.responses.failure import failure_of
 from inference.wire.responses.items import (
+    CustomToolCall,
     FunctionCall,
     Item,
     Message,
@@ -47,6 +48,8 @@ class ResponseShape:
     """Fields of the request that stand in the response as well, `model` among them."""
     namespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Names that a model may call -> the namespace and the name that the client knows."""
+    customs: Set[str] = frozenset()
+    """Names that a model calls with a text."""
     summarizes_reasoning: bool = False
     carries_reasoning: bool = False
 
@@ -86,15 +89,35 @@ class _Draft:
                 self.item = Reasoning(f"rs_{unique}", self._shape.carries_reasoning)
             case ToolCallStarted(_, call_id, name):
                 namespace, own_name = self._shape.namespaces.get(name, (None, name))
-                self.item = FunctionCall(f"fc_{unique}", call_id, own_name, namespace)
+                if name in self._shape.customs:
+                    self.item = CustomToolCall(f"ctc_{unique}", call_id, own_name, namespace)
+                else:
+                    self.item = FunctionCall(f"fc_{unique}", call_id, own_name, namespace)
             case _:
                 assert_never(event)
         return self.item
+
+    def grow(self, text: str) -> str:
+        """Add a piece to the open item, and return what the client is told of it."""
+        item = self.item
+        assert item is not None
+        if isinstance(item, CustomToolCall):
+            text = item.reader.feed(text)
+        item.pieces.append(text)
+        return text
+
+    def complete(self) -> str:
+        """Return what the client was not yet told of the open item: nothing more will come."""
+        if not isinstance(self.item, CustomToolCall):
+            return ""
+        self.item.pieces.append(self.item.reader.finish())
+        return self.item.pieces[-1]
 
     def end_item(self, status: str) -> dict[str, Any] | None:
         """Close the open item, if any, and return it as it stands in the answer."""
         if self.item is None:
             return None
+        self.complete()
         self.done.append(self.item.shown(status))
         self.item = None
         return self.done[-1]
@@ -176,9 +199,11 @@ class ResponseStream:
         return ended + b"".join(self._item_event(index, told) for told in (added, *item.opening()))
 
     def _delta(self, text: str) -> bytes:
-        item = self._draft.item
-        assert item is not None
-        item.pieces.append(text)
+        return self._told(self._draft.grow(text))
+
+    def _told(self, text: str) -> bytes:
+        if not text:
+            return b""
         number = self._num_events
         self._num_events = number + 1
         return b'%b%b,"sequence_number":%d}\n\n' % (self._delta_head, _encode(text), number)
@@ -187,9 +212,10 @@ class ResponseStream:
         index, item = self._draft.index, self._draft.item
         if item is None:
             return b""
+        rest = self._told(self._draft.complete())
         closing = item.closing()
         done = {"type": "response.output_item.done", "item": self._draft.end_item(status)}
-        return b"".join(self._item_event(index, told) for told in (*closing, done))
+        return rest + b"".join(self._item_event(index, told) for told in (*closing, done))
 
     def _finish(self, reason: str, usage: Usage) -> bytes:
         status, details = _ENDS.get(reason, _COMPLETED)
@@ -218,11 +244,12 @@ class WholeResponse:
         """Raises UpstreamError for arguments of a call that never started."""
         match event:
             case TextDelta(text) | ReasoningDelta(text):
-                self._item_for(event).pieces.append(text)
+                self._open_item_for(event)
+                self._draft.grow(text)
             case ToolArgumentsDelta(_, text):
-                if not isinstance(self._draft.item, FunctionCall):
+                if not isinstance(self._draft.item, FunctionCall | CustomToolCall):
                     raise UpstreamError("The neuron's answer makes no sense.")
-                self._draft.item.pieces.append(text)
+                self._draft.grow(text)
             case ToolCallStarted():
                 self._draft.end_item("completed")
                 self._draft.begin(event)
@@ -237,12 +264,11 @@ class WholeResponse:
         assert self._response is not None, "not finished"
         return self._response
 
-    def _item_for(self, event: TextDelta | ReasoningDelta) -> Item:
+    def _open_item_for(self, event: TextDelta | ReasoningDelta) -> None:
         item = self._draft.item
-        if item is not None and item.grown_by is type(event):
-            return item
-        self._draft.end_item("completed")
-        return self._draft.begin(event)
+        if item is None or item.grown_by is not type(event):
+            self._draft.end_item("completed")
+            self._draft.begin(event)
 
     def _finish(self, reason: str, usage: Usage) -> None:
         status, details = _ENDS.get(reason, _COMPLETED)

@@ -12,6 +12,7 @@ import msgspec
 
 from inference.wire.errors import InvalidRequest
 from inference.wire.responses import carried
+from inference.wire.responses.freeform import as_arguments
 from inference.wire.responses.input_items import (
     CallOutputItem,
     Content,
@@ -67,8 +68,8 @@ class _Translation:
                 self._add_message(role, _content(content, f"{place}.content"), place)
             case FunctionCallItem(call_id, name, arguments, namespace):
                 self._call(call_id, name_for_model(namespace, name), arguments)
-            case CustomToolCallItem(call_id, name, text):
-                self._call(call_id, name, msgspec.json.encode({"input": text}).decode())
+            case CustomToolCallItem(call_id, name, text, namespace):
+                self._call(call_id, name_for_model(namespace, name), as_arguments(text))
             case LocalShellCallItem(call_id, action):
                 self._call(call_id, "local_shell", bytes(action).decode())
             case CallOutputItem(call_id, output):

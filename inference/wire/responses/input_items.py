@@ -4,6 +4,7 @@ Fields that nobody reads are left out. Types that nobody reads either are the bu
 for an item: the union here has only what can be shown to a model.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -47,6 +48,7 @@ class CustomToolCallItem(msgspec.Struct, frozen=True):
     call_id: str
     name: str
     input: str
+    namespace: str | None = None
 
 
 class LocalShellCallItem(msgspec.Struct, frozen=True):
@@ -94,9 +96,31 @@ _DECODERS: dict[str, msgspec.json.Decoder[InputItem]] = {
     "local_shell_call": msgspec.json.Decoder(LocalShellCallItem),
     "reasoning": msgspec.json.Decoder(ReasoningItem),
 }
+_ADDS_TOOLS = "additional_tools"
 _KEPT_ELSEWHERE = frozenset({"item_reference", "compaction", "compaction_summary"})
 """Only the service that keeps or wrote what they stand for can read them, and they stand for much:
 without it the model would answer another question than the one that was asked."""
+
+
+class _AddedTools(msgspec.Struct, frozen=True):
+    tools: list[msgspec.Raw]
+
+
+_added_decoder = msgspec.json.Decoder(_AddedTools)
+
+
+def added_tools(given: Sequence[msgspec.Raw]) -> Iterator[tuple[str, list[msgspec.Raw]]]:
+    """Yield the tools that items bring, and where they stand. Raises InvalidRequest.
+
+    Codex sends all of its tools so to the newer of the models whose names it knows.
+    """
+    for index, raw in enumerate(given):
+        place = f"input[{index}]"
+        if _ADDS_TOOLS.encode() not in bytes(raw):
+            continue
+        if json_body.decode_part(raw, _kind_decoder, place).type == _ADDS_TOOLS:
+            item = json_body.decode_part(raw, _added_decoder, place)
+            yield f"{place}.tools", item.tools
 
 
 def read_item(raw: msgspec.Raw, place: str) -> InputItem | None:

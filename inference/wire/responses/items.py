@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from inference.wire.events import ReasoningDelta, TextDelta, ToolArgumentsDelta
 from inference.wire.responses import carried
+from inference.wire.responses.freeform import TextReader
 
 Fields = dict[str, Any]
 
@@ -185,6 +186,41 @@ class SummarizedReasoning:
             {"type": "response.reasoning_summary_text.done", **self._place, "text": part["text"]},
             {"type": "response.reasoning_summary_part.done", **self._place, "part": part},
         ]
+
+
+@dataclass(slots=True)
+class CustomToolCall:
+    """A call of one of the client's tools that take any text; its pieces are of that text."""
+
+    id: str
+    call_id: str
+    name: str
+    namespace: str | None = None
+    reader: TextReader = field(default_factory=TextReader)
+    pieces: list[str] = field(default_factory=list)
+    grown_by: ClassVar[type] = ToolArgumentsDelta
+
+    def shown(self, status: str) -> Fields:
+        namespace = {} if self.namespace is None else {"namespace": self.namespace}
+        return {
+            "type": "custom_tool_call",
+            "id": self.id,
+            "status": status,
+            "call_id": self.call_id,
+            "name": self.name,
+            **namespace,
+            "input": "".join(self.pieces),
+        }
+
+    def opening(self) -> Sequence[Fields]:
+        return []
+
+    def delta(self) -> Fields:
+        return {"type": "response.custom_tool_call_input.delta", "item_id": self.id}
+
+    def closing(self) -> Sequence[Fields]:
+        text = {"item_id": self.id, "input": "".join(self.pieces)}
+        return [{"type": "response.custom_tool_call_input.done", **text}]
 
 
 def _with_carried(fields: Fields, item: Reasoning | SummarizedReasoning, status: str) -> Fields:

@@ -14,6 +14,7 @@ from inference.wire.errors import InvalidRequest
 from inference.wire.openai import DIALECT
 from inference.wire.responses.answer import ResponseShape
 from inference.wire.responses.conversation import chat_messages
+from inference.wire.responses.input_items import added_tools
 from inference.wire.responses.tools import (
     Choice,
     Format,
@@ -25,6 +26,10 @@ from inference.wire.responses.tools import (
 )
 
 CARRIED = "reasoning.encrypted_content"
+
+MAX_ITEMS = 100_000
+MAX_TOOLS = 10_000
+"""Far more than any model could read; a million would keep all others waiting."""
 
 _Tokens = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 _Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
@@ -47,10 +52,10 @@ class _Body(msgspec.Struct, frozen=True):
     """What is looked at. Unknown fields are ignored."""
 
     model: Annotated[str, msgspec.Meta(min_length=1)]
-    input: str | list[msgspec.Raw]
+    input: str | Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_ITEMS)]
     instructions: str | None = None
     stream: bool | None = None
-    tools: list[msgspec.Raw] | None = None
+    tools: Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     text: _Text | None = None
@@ -77,7 +82,7 @@ def parse_response_request(body: bytes) -> InferenceRequest:
     """Raises InvalidRequest."""
     asked = json_body.decode(body, _decoder)
     _refuse_what_is_stored(asked)
-    toolbox = read_tools(asked.tools or ())
+    toolbox = _toolbox(asked)
     chat = {
         "model": asked.model,
         "messages": chat_messages(asked.instructions, asked.input),
@@ -89,6 +94,7 @@ def parse_response_request(body: bytes) -> InferenceRequest:
     shape = ResponseShape(
         _repeated(asked, toolbox),
         toolbox.namespaces,
+        toolbox.customs,
         summarizes_reasoning=_wants_summary(asked.reasoning),
         carries_reasoning=CARRIED in (asked.include or ()),
     )
@@ -115,6 +121,14 @@ def _refuse_what_is_stored(asked: _Body) -> None:
         raise InvalidRequest(
             "`background` is not supported: nothing is stored here.", param="background"
         )
+
+
+def _toolbox(asked: _Body) -> Toolbox:
+    toolbox = read_tools(asked.tools or ())
+    if not isinstance(asked.input, str):
+        for place, added in added_tools(asked.input):
+            toolbox = toolbox.and_also(read_tools(added, place))
+    return toolbox
 
 
 def _sampling(asked: _Body) -> dict[str, Any]:

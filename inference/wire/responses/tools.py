@@ -1,7 +1,8 @@
 """Tools, the choice among them and the answer's format: flat in Responses, nested in a chat.
 
-Only functions can be offered to a model here, in namespaces or not; tools of other types run on
-their inventor's own machines and are ignored. It knows no items.
+Functions are offered to a model, in namespaces or not, and tools that take any text as functions of
+one argument; tools of other types run on their inventor's own machines and are ignored. It knows
+no items.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ import msgspec
 
 from inference.wire import json_body
 from inference.wire.errors import InvalidRequest
+from inference.wire.responses import freeform
+from inference.wire.responses.freeform import CustomTool
 
 Fields = dict[str, Any]
 
@@ -34,6 +37,7 @@ class _Kind(msgspec.Struct, frozen=True):
 
 _kind_decoder = msgspec.json.Decoder(_Kind)
 _function_decoder = msgspec.json.Decoder(FunctionTool)
+_custom_decoder = msgspec.json.Decoder(CustomTool)
 _namespace_decoder = msgspec.json.Decoder(_Namespace)
 
 
@@ -46,8 +50,12 @@ def name_for_model(namespace: str | None, name: str) -> str:
 class Offer:
     """A function that a model is offered; Codex has those of its tool servers in namespaces."""
 
-    function: FunctionTool
+    function: FunctionTool | CustomTool
     namespace: str | None = None
+
+    @property
+    def is_custom(self) -> bool:
+        return isinstance(self.function, CustomTool)
 
     @property
     def shown_name(self) -> str:
@@ -66,13 +74,23 @@ class Toolbox:
         named = [offer for offer in self.offers if offer.namespace is not None]
         return {offer.shown_name: (offer.namespace or "", offer.function.name) for offer in named}
 
+    @property
+    def customs(self) -> frozenset[str]:
+        """Names that a model calls with a text."""
+        return frozenset(offer.shown_name for offer in self.offers if offer.is_custom)
 
-def read_tools(raws: Sequence[msgspec.Raw]) -> Toolbox:
-    """Return the functions among the tools. Raises InvalidRequest."""
+    def and_also(self, added: "Toolbox") -> "Toolbox":
+        """Return it with what was added later; of two with one name that is the newer."""
+        offers = {offer.shown_name: offer for offer in (*self.offers, *added.offers)}
+        return Toolbox(tuple(offers.values()), self.repeated)
+
+
+def read_tools(raws: Sequence[msgspec.Raw], place: str = "tools") -> Toolbox:
+    """Return what can be offered of the tools. Raises InvalidRequest."""
     offers: list[Offer] = []
     repeated: list[msgspec.Raw] = []
     for index, raw in enumerate(raws):
-        found = _read_tool(raw, f"tools[{index}]")
+        found = _read_tool(raw, f"{place}[{index}]")
         if found is not None:
             offers += found
             repeated.append(raw)
@@ -81,23 +99,37 @@ def read_tools(raws: Sequence[msgspec.Raw]) -> Toolbox:
 
 def _read_tool(raw: msgspec.Raw, place: str) -> list[Offer] | None:
     match json_body.decode_part(raw, _kind_decoder, place).type:
-        case "function":
-            return [Offer(json_body.decode_part(raw, _function_decoder, place))]
         case "namespace":
             namespace = json_body.decode_part(raw, _namespace_decoder, place)
             return list(_members(namespace, place))
-        case _:
-            return None
+        case type_:
+            offer = _offer(raw, type_, place, None)
+            return None if offer is None else [offer]
 
 
 def _members(namespace: _Namespace, place: str) -> Iterator[Offer]:
     for index, raw in enumerate(namespace.tools):
         inside = f"{place}.tools[{index}]"
-        if json_body.decode_part(raw, _kind_decoder, inside).type == "function":
-            yield Offer(json_body.decode_part(raw, _function_decoder, inside), namespace.name)
+        type_ = json_body.decode_part(raw, _kind_decoder, inside).type
+        if offer := _offer(raw, type_, inside, namespace.name):
+            yield offer
+
+
+def _offer(raw: msgspec.Raw, type_: str, place: str, namespace: str | None) -> Offer | None:
+    match type_:
+        case "function":
+            return Offer(json_body.decode_part(raw, _function_decoder, place), namespace)
+        case "custom":
+            return Offer(json_body.decode_part(raw, _custom_decoder, place), namespace)
+        case _:
+            return None
 
 
 class _NamedFunction(msgspec.Struct, frozen=True, tag="function"):
+    name: str
+
+
+class _NamedCustom(msgspec.Struct, frozen=True, tag="custom"):
     name: str
 
 
@@ -111,14 +143,14 @@ class _AllowedTools(msgspec.Struct, frozen=True, tag="allowed_tools"):
     tools: list[_AllowedTool]
 
 
-Choice = Literal["none", "auto", "required"] | _NamedFunction | _AllowedTools
+Choice = Literal["none", "auto", "required"] | _NamedFunction | _NamedCustom | _AllowedTools
 
 
 def chat_tools(offers: Sequence[Offer], choice: Choice | None) -> Fields:
     """Return the fields `tools` and `tool_choice` of a chat. Raises InvalidRequest."""
     wanted: str | Fields | None
     match choice:
-        case _NamedFunction(name):
+        case _NamedFunction(name) | _NamedCustom(name):
             wanted = {"type": "function", "function": {"name": name}}
         case _AllowedTools(mode, allowed):
             wanted = mode
@@ -133,7 +165,7 @@ def chat_tools(offers: Sequence[Offer], choice: Choice | None) -> Fields:
 
 
 def _allowed(offers: Sequence[Offer], allowed: Sequence[_AllowedTool]) -> list[Offer]:
-    names = {tool.name for tool in allowed if tool.type == "function"}
+    names = {tool.name for tool in allowed if tool.type in ("function", "custom")}
     namespaces = {tool.name for tool in allowed if tool.type == "namespace"}
     return [
         offer
@@ -145,7 +177,7 @@ def _allowed(offers: Sequence[Offer], allowed: Sequence[_AllowedTool]) -> list[O
 
 def _check_choice(offers: Sequence[Offer], choice: Choice | None) -> None:
     match choice:
-        case _NamedFunction(name):
+        case _NamedFunction(name) | _NamedCustom(name):
             is_there = any(offer.shown_name == name for offer in offers)
         case "required" | _AllowedTools("required"):
             is_there = bool(offers)
@@ -153,18 +185,20 @@ def _check_choice(offers: Sequence[Offer], choice: Choice | None) -> None:
             is_there = True
     if not is_there:
         raise InvalidRequest(
-            "`tool_choice` asks for a tool that is not there; only functions are offered here.",
+            "`tool_choice` asks for a tool that is not there; only functions and custom tools are "
+            "offered here.",
             param="tool_choice",
         )
 
 
 def _nested(offer: Offer) -> Fields:
-    named = {
-        "name": offer.shown_name,
-        "description": offer.function.description,
-        "parameters": offer.function.parameters,
-        "strict": offer.function.strict,
-    }
+    named: Fields = {"name": offer.shown_name}
+    match offer.function:
+        case FunctionTool(_, description, parameters, strict):
+            named |= {"description": description, "parameters": parameters, "strict": strict}
+        case CustomTool() as tool:
+            told = tool.shown_description or None
+            named |= {"description": told, "parameters": freeform.PARAMETERS}
     function = {name: value for name, value in named.items() if value is not None}
     return {"type": "function", "function": function}
 

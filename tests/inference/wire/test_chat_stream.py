@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from inference.wire import events
 from inference.wire.chat_stream import ChatStreamDecoder
-from inference.wire.errors import NeuronAnswered, UpstreamError
+from inference.wire.errors import NeuronAnswered
+from inference.wire.sse import BadStream
 from neuron_agent.protocol import Progress, Timing, Usage
 from neuron_agent.wire import events as sent
 from neuron_agent.wire.chat_response import ChatStreamEncoder
@@ -84,6 +85,15 @@ def test_the_stop_string_is_told_at_the_end() -> None:
     assert event == events.Finished("stop", Usage(1, 2), "END")
 
 
+def test_nothing_comes_after_the_end() -> None:
+    control = b'{"usage":{"prompt_tokens":1,"completion_tokens":2},"finish_reason":"stop"}'
+    ended = b": cortex " + control + b"\n\n"
+    late = b'data: {"choices":[{"delta":{"content":"more"}}]}\n\n'
+    decoder = ChatStreamDecoder()
+    assert decoder.feed(ended + ended) == [events.Finished("stop", Usage(1, 2))]
+    assert decoder.feed(late + ended) == []
+
+
 def test_an_error_frame_is_raised_without_paths() -> None:
     error = {"message": "broke /srv/models/x.bin", "type": "api_error", "code": "device_fault"}
     with pytest.raises(NeuronAnswered) as raised:
@@ -91,9 +101,12 @@ def test_an_error_frame_is_raised_without_paths() -> None:
     assert (raised.value.code, raised.value.message) == ("device_fault", "broke (path)")
 
 
-@pytest.mark.parametrize("data", [b"{", b'{"choices":[{}]}', b'{"choices":3}', b"\xff"])
+DEEP = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize("data", [b"{", b'{"choices":[{}]}', b'{"choices":3}', b"\xff", DEEP])
 def test_what_cannot_be_read_is_an_error(data: bytes) -> None:
-    with pytest.raises(UpstreamError):
+    with pytest.raises(BadStream):
         ChatStreamDecoder().feed(b"data: " + data + b"\n\n")
 
 

@@ -54,3 +54,9 @@ def test_a_wrong_method_is_told_the_right_one() -> None:
 )
 def test_paths_of_a_host_are_taken_out(text: str, expected: str | None) -> None:
     assert errors.without_paths(text) == (text if expected is None else expected)
+
+
+def test_what_its_caller_cancelled_is_not_asked_again() -> None:
+    headers = errors.error_headers(errors.RequestCancelled())
+    assert (b"x-should-retry", b"false") in headers
+    assert b"x-should-retry" not in dict(errors.error_headers(errors.UpstreamError("x")))

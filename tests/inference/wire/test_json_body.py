@@ -3,6 +3,7 @@
 import gzip
 import json
 import threading
+from typing import Literal
 
 import msgspec
 import pytest
@@ -12,6 +13,10 @@ from hypothesis import strategies as st
 from inference.wire import json_body
 from inference.wire.errors import InvalidRequest, RequestTooLarge
 from inference.wire.json_body import MAX_BODY_BYTES, MAX_DEPTH
+
+
+class Roles(msgspec.Struct):
+    roles: list[Literal["user"]]
 
 
 class Loose(msgspec.Struct):
@@ -111,6 +116,15 @@ def test_a_part_is_named_by_its_place_in_the_body(part: bytes, param: str) -> No
         json_body.decode_part(msgspec.Raw(part), decoder, "input[3]")
     assert raised.value.param == param
     assert f"`$.{param}`" in raised.value.message
+
+
+def test_a_long_value_is_not_all_told_back() -> None:
+    body = json.dumps({"roles": ["x" * 1_000_000]}).encode()
+    with pytest.raises(InvalidRequest) as raised:
+        json_body.decode(body, msgspec.json.Decoder(Roles))
+    assert raised.value.param == "roles[0]"
+    assert raised.value.message.endswith(" - at `$.roles[0]`.")
+    assert len(raised.value.message) < 600
 
 
 def test_a_part_lacking_a_field_is_named_with_it() -> None:

@@ -8,6 +8,8 @@ from inference.wire import neuron_answer
 from inference.wire.errors import NeuronAnswered, UpstreamError
 from neuron_agent.protocol import ControlFrame, Usage
 
+DETAIL = b'{"error":{"message":"org/m is full","type":"t","code":"saturated","param":"p"}}'
+
 
 @pytest.mark.parametrize("count", [-1, 2**31, 2**63, 10**30])
 @pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens", "cached_tokens"])
@@ -32,8 +34,38 @@ def test_a_whole_answer_tells_its_usage() -> None:
     }
     answer = {"choices": [{"finish_reason": "length", "message": {}}], "usage": usage}
     outcome = neuron_answer.read_outcome(json.dumps(answer).encode())
-    assert (outcome.usage, outcome.finish_reason) == (Usage(5, 3, 2), "length")
-    assert neuron_answer.read_outcome(b"<html>").usage is None
+    assert outcome == neuron_answer.Outcome(Usage(5, 3, 2), "length")
+
+
+@pytest.mark.parametrize("answer", [b"", b"<html>", b"{", b"data: {}\n\n", b"\x1f\x8b\x08"])
+def test_a_whole_answer_that_is_no_json_is_none(answer: bytes) -> None:
+    assert neuron_answer.read_outcome(answer) is None
+
+
+def test_a_whole_answer_may_be_an_error() -> None:
+    outcome = neuron_answer.read_outcome(DETAIL)
+    assert outcome is not None
+    assert outcome.error is not None
+    assert (outcome.error.code, outcome.error.status) == ("saturated", 503)
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize("value", [b'"\xff"', DEEP, b"9" * 400])
+def test_what_cannot_be_read_is_no_bug_of_ours(value: bytes) -> None:
+    fields = b'{"finish_reason":%b,"choices":[{"finish_reason":%b}],"x":%b}' % ((value,) * 3)
+    error = b'{"error":{"message":"m","type":"t","code":%b,"x":%b}}' % (value, value)
+    assert neuron_answer.read_control(fields) == ControlFrame()
+    assert neuron_answer.read_outcome(fields) in (None, neuron_answer.Outcome())
+    assert neuron_answer.read_streamed_error(error).code == "error"
+    assert refusal(400, error).status == 502
+
+
+@pytest.mark.parametrize("done", [-1, 10**400])
+def test_progress_that_can_be_none_is_not_told(done: int) -> None:
+    frame = {"progress": {"stage": "prefill", "done": done, "total": 1}}
+    assert neuron_answer.read_control(json.dumps(frame).encode()) == ControlFrame()
 
 
 def test_an_unreadable_control_frame_says_nothing() -> None:
@@ -58,23 +90,17 @@ def test_an_error_frame_has_the_status_it_would_have_had(code: str, status: int)
     error = neuron_answer.read_streamed_error(
         json.dumps({"error": detail}, separators=(",", ":")).encode()
     )
-    assert error is not None
     assert (error.code, error.status, error.message) == (code, status, "no (path) here")
     assert (error.retry_after_seconds is not None) == (status == 503)
 
 
 def test_an_error_frame_that_cannot_be_read_is_one_all_the_same() -> None:
     error = neuron_answer.read_streamed_error(b'{"error":{}}')
-    assert error is not None
     assert (error.status, error.code) == (502, "error")
-    assert neuron_answer.read_streamed_error(b'{"id":"x"}') is None
 
 
 def refusal(status: int, body: bytes, retry_after: str = "") -> NeuronAnswered | UpstreamError:
     return neuron_answer.read_refusal(status, body, retry_after, "org/m", "alias")
-
-
-DETAIL = b'{"error":{"message":"org/m is full","type":"t","code":"saturated","param":"p"}}'
 
 
 def test_a_refusal_keeps_its_words_and_names_the_model_as_the_client_did() -> None:
@@ -84,8 +110,16 @@ def test_a_refusal_keeps_its_words_and_names_the_model_as_the_client_did() -> No
     assert error.retry_after_seconds == 3
 
 
+def test_a_refusal_is_not_longer_than_anyone_reads() -> None:
+    detail = {"message": "org/m " + "x" * 500_000, "type": "t", "code": "c"}
+    body = json.dumps({"error": detail}).encode()
+    error = neuron_answer.read_refusal(400, body, "", "org/m", "alias" * 100_000)
+    assert len(error.message) < 3_000
+
+
 def test_a_503_always_says_when_to_ask_again() -> None:
     assert refusal(503, DETAIL).retry_after_seconds == 1
+    assert refusal(429, DETAIL).retry_after_seconds == 1
     assert refusal(503, DETAIL, "9" * 30).retry_after_seconds == 300
     assert refusal(400, DETAIL).retry_after_seconds is None
 

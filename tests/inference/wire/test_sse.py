@@ -111,9 +111,8 @@ def test_comments_are_told_from_data(piece: bytes, only_comments: bool) -> None:
     assert sse.is_only_comments(piece) is only_comments
 
 
-def test_the_last_data_line_is_found() -> None:
-    assert sse.last_data(b"data: 1\n\ndata: 2\n\n: x\n\n") == b"2"
-    assert sse.last_data(b": x\n\n") == b""
+def test_the_first_data_line_is_found() -> None:
+    assert sse.first_data(b"data: 1\n\ndata: 2\n\n: x\n\n") == b"1"
 
 
 @given(
@@ -127,6 +126,22 @@ def test_frames_are_passed_on_whole(frames: list[bytes], data: st.DataObject) ->
     pieces = [whole.feed(stream[start:end]) for start, end in pairwise([0, *cuts, len(stream)])]
     assert all(piece.endswith(b"\n\n") for piece in pieces if piece)
     assert b"".join(pieces) == stream.removesuffix(b"unfinished")
+
+
+def test_a_frame_in_small_pieces_costs_no_more_than_its_length() -> None:
+    searched: list[int] = []
+
+    class Counting(bytearray):
+        def rfind(self, border: bytes, start: int) -> int:  # type: ignore[override]
+            searched.append(len(self) - start)
+            return super().rfind(border, start)
+
+    whole = sse.WholeFrames()
+    whole._rest = Counting()
+    for _ in range(1000):
+        assert whole.feed(b"x" * 10) == b""
+    assert whole.feed(b"\n\n") == b"x" * 10_000 + b"\n\n"
+    assert sum(searched) < 12_000
 
 
 def test_a_frame_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

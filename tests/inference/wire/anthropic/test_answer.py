@@ -10,6 +10,7 @@ from hypothesis import given
 
 from inference.wire import anthropic as dialect
 from inference.wire.anthropic.answer import MessageShape
+from inference.wire.anthropic.facts import Thoughts
 from inference.wire.errors import UpstreamError
 from inference.wire.events import (
     ChatEvent,
@@ -23,7 +24,7 @@ from inference.wire.events import (
 from neuron_agent.protocol import Usage
 from tests.inference.wire.anthropic.events import HEAD, answers, usage_of
 
-SHAPE = MessageShape("claude-x", is_thinking_shown=True)
+SHAPE = MessageShape("claude-x", Thoughts.SHOWN)
 USAGE = Usage(10, 3, 4, 1)
 ANSWER: list[ChatEvent] = [
     PromptRead(Usage(10, 0, 4)),
@@ -69,7 +70,10 @@ def accumulated(frames: bytes) -> dict[str, Any]:
                 for name, text in delta.items():
                     block[name] += text
             case {"type": "message_delta"}:
-                message |= {**payload["delta"], "usage": payload["usage"]}
+                message |= payload["delta"]
+                message["usage"] |= payload["usage"]
+                if "context_management" in payload:
+                    message["context_management"] = payload["context_management"]
     for block in message["content"]:
         arguments = block.pop("json")
         if block["type"] == "tool_use":
@@ -79,7 +83,8 @@ def accumulated(frames: bytes) -> dict[str, Any]:
 
 @given(answers())
 def test_a_whole_answer_is_its_stream_put_together(events: list[ChatEvent]) -> None:
-    for shape in (SHAPE, MessageShape("m", is_thinking_shown=False)):
+    for thoughts in Thoughts:
+        shape = MessageShape("m", thoughts)
         assert whole(events, shape) == accumulated(streamed(events, shape))
 
 
@@ -102,7 +107,27 @@ def test_an_answer_has_every_part() -> None:
         ],
         "stop_reason": "tool_use",
         "stop_sequence": None,
+        "stop_details": None,
     }
+
+
+@given(answers())
+def test_of_an_answer_that_nobody_wants_only_the_prompt_is_told(events: list[ChatEvent]) -> None:
+    shape = MessageShape("m", Thoughts.SHOWN, is_silent=True)
+    message = whole(events, shape)
+    told = usage_of(message["usage"])
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert (message["content"], message["stop_reason"]) == ([], "max_tokens")
+    assert told == Usage(last.usage.prompt_tokens, 0, last.usage.cached_tokens)
+    assert message == accumulated(streamed(events, shape))
+
+
+def test_a_client_that_would_edit_the_context_is_told_that_nothing_was() -> None:
+    shape = MessageShape("m", Thoughts.SHOWN, has_edits=True)
+    message = whole(ANSWER, shape)
+    assert message["context_management"] == {"applied_edits": []}
+    assert message == accumulated(streamed(ANSWER, shape))
 
 
 @pytest.mark.parametrize("arguments", ['{"a": 1', "[]", "7", '{"a": NaN}', "", "[" * 5000])

@@ -82,3 +82,11 @@ def test_a_sign_of_life_is_a_comment_with_the_progress_and_a_ping() -> None:
 
 def test_a_request_is_named_in_both_headers() -> None:
     assert DIALECT.request_id_headers == (b"request-id", b"x-request-id")
+
+
+def test_what_programs_tell_an_error_by_stands_in_its_details() -> None:
+    error = errors.InvalidRequest("no", extra={"error_code": "thread_unsupported_request"})
+    body = json.loads(DIALECT.error_answer(error, "req-1").body)
+    assert body["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    other = errors.InvalidRequest("no", extra={"stage": "loading"})
+    assert "details" not in json.loads(DIALECT.error_answer(other, "req-1").body)["error"]

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 
-from inference.wire.anthropic.facts import AnswerFacts, ending, usage_body
+from inference.wire.anthropic.facts import AnswerFacts, Thoughts, ending, usage_body
 from inference.wire.events import Finished
 from neuron_agent.protocol import Usage
 from tests.inference.wire.anthropic.events import HEAD, usage_of, usages
@@ -35,10 +35,13 @@ def test_no_more_was_cached_than_was_read() -> None:
     ],
 )
 def test_an_answer_says_why_it_ended(finished: Finished, reason: str) -> None:
-    assert ending(finished) == {"stop_reason": reason, "stop_sequence": finished.stop_sequence}
+    told = ending(finished)
+    assert (told["stop_reason"], told["stop_sequence"]) == (reason, finished.stop_sequence)
+    details = {"type": "refusal", "category": None, "explanation": None}
+    assert told["stop_details"] == (details if reason == "refusal" else None)
 
 
 def test_a_signature_is_the_same_each_time_and_each_blocks_own() -> None:
-    facts = AnswerFacts(HEAD, "m", is_thinking_shown=True)
-    assert facts.signature(0) == AnswerFacts(HEAD, "m", is_thinking_shown=False).signature(0)
+    facts = AnswerFacts(HEAD, "m", Thoughts.SHOWN)
+    assert facts.signature(0) == AnswerFacts(HEAD, "m", Thoughts.OMITTED).signature(0)
     assert facts.signature(0) != facts.signature(1)

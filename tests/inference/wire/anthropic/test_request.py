@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.wire.anthropic.answer import MessageShape
+from inference.wire.anthropic.facts import Thoughts
 from inference.wire.anthropic.request import (
+    MAX_MESSAGES,
     MESSAGES,
     encode_count,
     parse_count_request,
@@ -25,6 +27,7 @@ MINIMAL: dict[str, Any] = {
     "max_tokens": 5,
     "messages": [{"role": "user", "content": "hi"}],
 }
+UNASKED = {"chat_template_kwargs": {"enable_thinking": False}}
 CACHED = {"cache_control": {"type": "ephemeral"}}
 SCHEMA = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -33,6 +36,7 @@ SCHEMA = {
     "required": ["command"],
     "additionalProperties": False,
 }
+TEXT = {"type": "text", "text": ""}
 TOOL = {"name": "Bash", "description": "Runs a command.\n", "input_schema": SCHEMA}
 
 AGENTS_TURN: dict[str, Any] = {
@@ -110,7 +114,7 @@ def refusal(fields: Any) -> InvalidRequest:
 
 
 def test_a_plain_question_asks_for_nothing_else() -> None:
-    assert asked(MINIMAL) == {**MINIMAL, "stream": True}
+    assert asked(MINIMAL) == {**MINIMAL, **UNASKED, "stream": True}
 
 
 def test_an_agents_turn_is_translated_whole() -> None:
@@ -158,6 +162,7 @@ def test_an_agents_turn_is_translated_whole() -> None:
         ({"temperature": 1, "top_p": 0.5, "top_k": 0}, ...),
         ({"top_k": 2**40}, {"top_k": 2**31 - 1}),
         ({"max_tokens": 10**12}, {"max_tokens": 2**31 - 1}),
+        ({"max_tokens": 0}, {"max_tokens": 1}),
         ({"thinking": None, "tools": None, "tool_choice": None, "system": None}, {}),
         ({"stop_sequences": None, "temperature": None, "top_p": None, "top_k": None}, {}),
         ({"output_config": None, "stream": None, "metadata": None}, {}),
@@ -168,15 +173,18 @@ def test_an_agents_turn_is_translated_whole() -> None:
             {"chat_template_kwargs": {"enable_thinking": True}},
         ),
         ({"thinking": {"type": "adaptive"}}, {"chat_template_kwargs": {"enable_thinking": True}}),
-        ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"enable_thinking": False}}),
-        ({"thinking": {"type": "between_tools"}}, {}),
+        ({"thinking": {"type": "disabled"}}, {}),
         ({"betas": ["new-2026-11-01"], "service_tier": "auto", "container": None}, {}),
         ({"tools": []}, {}),
     ],
 )
 def test_a_field_becomes_the_neurons(fields: dict[str, Any], expected: Any) -> None:
     changed = fields if expected is ... else expected
-    assert asked({**MINIMAL, **fields}) == {**MINIMAL, **changed, "stream": True}
+    assert asked({**MINIMAL, **fields}) == {**MINIMAL, **UNASKED, **changed, "stream": True}
+
+
+def test_thinking_between_tools_is_left_to_the_model() -> None:
+    assert "chat_template_kwargs" not in asked({**MINIMAL, "thinking": {"type": "between_tools"}})
 
 
 @pytest.mark.parametrize("kind", ["auto", "any"])
@@ -208,18 +216,72 @@ def test_a_schema_goes_with_tools_that_cannot_be_chosen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("thinking", "is_shown"),
+    ("thinking", "thoughts"),
     [
-        (None, True),
-        ({"type": "enabled", "budget_tokens": 1024}, True),
-        ({"type": "adaptive", "display": "summarized"}, True),
-        ({"type": "adaptive", "display": None}, True),
-        ({"type": "adaptive", "display": "omitted"}, False),
+        (None, Thoughts.UNASKED),
+        ({"type": "disabled"}, Thoughts.UNASKED),
+        ({"type": "enabled", "budget_tokens": 1024}, Thoughts.SHOWN),
+        ({"type": "between_tools"}, Thoughts.SHOWN),
+        ({"type": "adaptive", "display": "summarized"}, Thoughts.SHOWN),
+        ({"type": "adaptive", "display": None}, Thoughts.SHOWN),
+        ({"type": "adaptive", "display": "omitted"}, Thoughts.OMITTED),
     ],
 )
-def test_thinking_is_shown_unless_it_is_to_be_omitted(thinking: Any, is_shown: bool) -> None:
+def test_thinking_is_shown_if_it_was_asked_for(thinking: Any, thoughts: Thoughts) -> None:
     body = json.dumps({**MINIMAL, "thinking": thinking}).encode()
-    assert parse_messages(body).shape == MessageShape("claude-x", is_shown)
+    assert parse_messages(body).shape == MessageShape("claude-x", thoughts)
+
+
+@pytest.mark.parametrize(("given_edits", "expected"), [({"edits": []}, True), (None, False)])
+def test_the_answer_knows_of_edits_that_were_asked_for(given_edits: Any, expected: bool) -> None:
+    body = json.dumps({**MINIMAL, "context_management": given_edits}).encode()
+    shape = parse_messages(body).shape
+    assert isinstance(shape, MessageShape)
+    assert shape.has_edits is expected
+
+
+@pytest.mark.parametrize(("max_tokens", "is_silent"), [(0, True), (1, False)])
+def test_who_wants_no_tokens_is_told_nothing(max_tokens: int, is_silent: bool) -> None:
+    shape = parse_messages(json.dumps({**MINIMAL, "max_tokens": max_tokens}).encode()).shape
+    assert isinstance(shape, MessageShape)
+    assert shape.is_silent is is_silent
+
+
+@pytest.mark.parametrize(
+    "thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}]
+)
+def test_a_thread_is_refused_so_that_the_sdks_go_on_without_one(thread: dict[str, str]) -> None:
+    error = refusal({**MINIMAL, "thread": thread})
+    assert (error.param, error.extra) == ("thread", {"error_code": "thread_unsupported_request"})
+    assert asked({**MINIMAL, "thread": None}) == asked(MINIMAL)
+
+
+def test_a_conversation_is_not_compacted_and_can_be_counted() -> None:
+    fields = {**MINIMAL, "compaction": {"type": "summarize"}}
+    assert refusal(fields).param == "compaction"
+    assert parse_count_request(json.dumps(fields).encode()).model == "claude-x"
+
+
+def test_an_answer_that_was_begun_is_refused_as_newer_models_refuse_it() -> None:
+    begun = {**MINIMAL, "messages": [*MINIMAL["messages"], {"role": "assistant", "content": "{"}]}
+    error = refusal(begun)
+    assert error.param == "messages"
+    assert error.message == (
+        "This model does not support assistant message prefill. "
+        "The conversation must end with a user message."
+    )
+    assert parse_count_request(json.dumps(begun).encode()).model == "claude-x"
+
+
+def test_messages_and_their_blocks_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_MESSAGES == 100_000  # as Anthropic has it
+    monkeypatch.setattr("inference.wire.anthropic.request.MAX_MESSAGES", 4)
+    message, two = MINIMAL["messages"][0], {"role": "user", "content": [TEXT, TEXT]}
+    for messages in ([message] * 4, [two, two], [two, message, message]):
+        assert asked({**MINIMAL, "messages": messages})
+    for messages in ([message] * 5, [two, two, message]):
+        error = refusal({**MINIMAL, "messages": messages})
+        assert error.message == "messages: at most 4 messages and blocks can be sent"
 
 
 @pytest.mark.parametrize(("stream", "expected"), [(True, True), (False, False), (None, False)])
@@ -237,7 +299,6 @@ def one(content: Any, role: str = "user") -> dict[str, Any]:
         ({"model": None}, "model"),
         ({"model": ""}, "model"),
         ({"max_tokens": None}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"messages": []}, "messages"),
@@ -255,6 +316,10 @@ def one(content: Any, role: str = "user") -> dict[str, Any]:
             "messages.0.content.0.type",
         ),
         (one([{"type": "tool_result"}]), "messages.0.content.0.tool_use_id"),
+        (
+            one([{"type": "tool_result", "tool_use_id": "x", "content": [TEXT] * 10_001}]),
+            "messages.0.content.0.content",
+        ),
         (one([{"type": "image", "source": {"type": "x"}}]), "messages.0.content.0.source.type"),
         (
             one([{"type": "tool_result", "tool_use_id": "x"}], "assistant"),
@@ -282,6 +347,7 @@ def one(content: Any, role: str = "user") -> dict[str, Any]:
         ({"thinking": "enabled"}, "thinking"),
         ({"tools": {}}, "tools"),
         ({"tools": ["x"]}, "tools.0"),
+        ({"tools": [{}] * 10_001}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"tool_choice": {"type": "required"}}, "tool_choice.type"),
         ({"output_config": {"format": {"type": "json_object"}}}, "output_config.format.type"),

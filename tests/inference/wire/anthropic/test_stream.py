@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.wire.anthropic.answer import MessageShape
+from inference.wire.anthropic.facts import Thoughts
 from inference.wire.anthropic.stream import MessageStream
 from inference.wire.errors import UpstreamError
 from inference.wire.events import (
@@ -24,8 +25,8 @@ from tests.inference.wire.anthropic.events import HEAD, StreamReader, answers
 USAGE = Usage(10, 3, 4)
 
 
-def stream(is_thinking_shown: bool = True) -> MessageStream:
-    return MessageShape("claude-x", is_thinking_shown).stream(HEAD)
+def stream(thoughts: Thoughts = Thoughts.SHOWN) -> MessageStream:
+    return MessageShape("claude-x", thoughts).stream(HEAD)
 
 
 def frames_of(events: list[ChatEvent], encoder: MessageStream | None = None) -> bytes:
@@ -60,8 +61,14 @@ def test_what_is_read_is_what_was_fed_wherever_it_was_cut(
 
 @given(answers())
 def test_thinking_that_is_not_to_be_shown_is_signed_and_empty(events: list[ChatEvent]) -> None:
-    hidden = read(frames_of(events, stream(is_thinking_shown=False)))
+    hidden = read(frames_of(events, stream(Thoughts.OMITTED)))
     assert hidden == [event for event in events if not isinstance(event, ReasoningDelta)]
+
+
+@given(answers())
+def test_of_thinking_that_nobody_asked_for_there_is_nothing(events: list[ChatEvent]) -> None:
+    said = [event for event in events if not isinstance(event, ReasoningDelta)]
+    assert frames_of(events, stream(Thoughts.UNASKED)) == frames_of(said)
 
 
 @given(answers())

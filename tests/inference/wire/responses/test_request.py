@@ -228,9 +228,20 @@ def test_what_codex_sends_is_a_chat() -> None:
     assert turn["reasoning_content"] == "I should look."
     assert turn["tool_calls"][0]["function"] == {"name": "shell", "arguments": '{"command":["ls"]}'}
     names = [tool["function"]["name"] for tool in chat["tools"]]
-    assert names == ["shell", "multi_agent_v1__wait"]
+    assert names == ["shell", "apply_patch", "multi_agent_v1__wait"]
     assert chat["tool_choice"] == "auto"
     assert chat["reasoning_effort"] == "medium"
     assert "max_tokens" not in chat
     assert isinstance(request.shape, ResponseShape)
     assert (request.shape.summarizes_reasoning, request.shape.carries_reasoning) == (True, True)
+
+
+def test_what_no_model_could_read_is_refused() -> None:
+    body = {"model": "m", "input": [{}] * 100_001}
+    with pytest.raises(InvalidRequest) as raised:
+        parse_response_request(json.dumps(body).encode())
+    assert raised.value.param == "input"
+    body = {"model": "m", "input": "hi", "tools": [{"type": "x"}] * 10_001}
+    with pytest.raises(InvalidRequest) as raised:
+        parse_response_request(json.dumps(body).encode())
+    assert raised.value.param == "tools"

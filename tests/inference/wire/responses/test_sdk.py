@@ -128,3 +128,49 @@ def test_a_failure_is_seen_with_its_code() -> None:
     assert last.type == "response.failed"
     assert last.response.error is not None
     assert last.response.error.code == "rate_limit_exceeded"
+
+
+PATCH = "*** Begin Patch\n*** End Patch"
+CUSTOM = {"type": "custom", "name": "apply_patch", "description": "Edits files."}
+EDITED: list[events.ChatEvent] = [
+    events.PromptRead(Usage(7, 0)),
+    events.ToolCallStarted(0, "call_1", "apply_patch"),
+    *(events.ToolArgumentsDelta(0, piece) for piece in json.dumps({"input": PATCH})),
+    events.ToolCallStarted(1, "call_2", "files__apply_patch"),
+    events.ToolArgumentsDelta(1, PATCH),
+    events.Finished("tool_calls", Usage(7, 3)),
+]
+
+
+def test_a_tool_that_takes_any_text_is_called_with_a_text() -> None:
+    client = client_told(EDITED)
+    inside = {"type": "namespace", "name": "files", "description": "x", "tools": [CUSTOM]}
+    asked = ask(tools=[CUSTOM, inside], tool_choice={"type": "custom", "name": "apply_patch"})
+    with client.responses.stream(**asked) as stream:
+        told = [*stream]
+        final = stream.get_final_response()
+    deltas = [each for each in told if each.type == "response.custom_tool_call_input.delta"]
+    assert len(deltas) == len(PATCH) + 1
+    assert "".join(each.delta for each in deltas) == PATCH * 2
+    assert final.tool_choice.to_dict() == asked["tool_choice"]
+    for answer in (final, client.responses.create(**asked)):
+        calls = [item for item in answer.output if item.type == "custom_tool_call"]
+        assert [(call.call_id, call.namespace, call.name) for call in calls] == [
+            ("call_1", None, "apply_patch"),
+            ("call_2", "files", "apply_patch"),
+        ]
+        assert [call.input for call in calls] == [PATCH, PATCH]
+
+
+def test_a_call_with_a_text_is_sent_back_as_the_model_made_it() -> None:
+    answer = client_told(EDITED).responses.create(**ask(tools=[CUSTOM]))
+    calls = [item.to_dict() for item in answer.output]
+    result = {"type": "custom_tool_call_output", "call_id": "call_1", "output": "ok"}
+    body = json.dumps(ask(input=[{"role": "user", "content": "hi"}, calls[0], result])).encode()
+    _, turn, tool = json.loads(parse_response_request(body).body)["messages"]
+    function = {
+        "name": "apply_patch",
+        "arguments": json.dumps({"input": PATCH}, separators=(",", ":")),
+    }
+    assert turn["tool_calls"] == [{"id": "call_1", "type": "function", "function": function}]
+    assert (tool["tool_call_id"], tool["content"]) == ("call_1", "ok")

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from inference.wire.errors import InvalidRequest
+from inference.wire.responses.freeform import PARAMETERS
 from inference.wire.responses.request import parse_response_request
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
@@ -48,7 +49,6 @@ def test_functions_are_nested() -> None:
     [
         {"type": "web_search"},
         {"type": "local_shell"},
-        {"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}},
         {"type": "mcp", "server_label": "x"},
         {"type": "something new", "name": 3, "parameters": "?"},
     ],
@@ -58,24 +58,45 @@ def test_tools_of_other_types_are_ignored(tool: dict[str, Any]) -> None:
     assert "tools" not in chat_of(tools=[tool])
 
 
+def test_a_tool_that_takes_any_text_is_a_function_of_one_argument() -> None:
+    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}
+    tool = {"type": "custom", "name": "h", "description": "Edits.", "format": grammar}
+    [offered] = chat_of(tools=[tool])["tools"]
+    assert offered["function"].pop("description").startswith("Edits.\n\n`input` follows")
+    assert offered == {"type": "function", "function": {"name": "h", "parameters": PARAMETERS}}
+    plain = {"type": "custom", "name": "h"}
+    assert chat_of(tools=[plain])["tools"] == [offered]
+    assert refused(tools=[{**plain, "name": None}]).param == "tools[0].name"
+
+
+def test_a_tool_that_takes_any_text_can_be_chosen() -> None:
+    tool, choice = {"type": "custom", "name": "h"}, {"type": "custom", "name": "h"}
+    named = {"type": "function", "function": {"name": "h"}}
+    assert chat_of(tools=[tool, FUNCTION], tool_choice=choice)["tool_choice"] == named
+    assert refused(tools=[FUNCTION], tool_choice=choice).param == "tool_choice"
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [choice]}
+    chat = chat_of(tools=[tool, FUNCTION], tool_choice=allowed)
+    assert [offered["function"]["name"] for offered in chat["tools"]] == ["h"]
+
+
 NAMESPACE = {
     "type": "namespace",
     "name": "ns",
     "description": "Things.",
-    "tools": [FUNCTION, {"type": "custom", "name": "h"}, OTHER],
+    "tools": [FUNCTION, {"type": "custom", "name": "h"}, OTHER, {"type": "mcp"}],
 }
 
 
 def test_functions_in_a_namespace_are_offered_under_its_name() -> None:
     names = [tool["function"]["name"] for tool in chat_of(tools=[FUNCTION, NAMESPACE])["tools"]]
-    assert names == ["f", "ns__f", "ns__g"]
+    assert names == ["f", "ns__f", "ns__h", "ns__g"]
 
 
 def test_a_whole_namespace_may_be_allowed() -> None:
     allowed = [{"type": "namespace", "name": "ns"}]
     choice = {"type": "allowed_tools", "mode": "auto", "tools": allowed}
     tools = chat_of(tools=[FUNCTION, NAMESPACE], tool_choice=choice)["tools"]
-    assert [tool["function"]["name"] for tool in tools] == ["ns__f", "ns__g"]
+    assert [tool["function"]["name"] for tool in tools] == ["ns__f", "ns__h", "ns__g"]
 
 
 @pytest.mark.parametrize("tools", [None, []])
@@ -181,3 +202,16 @@ def test_parameters_keep_their_bytes() -> None:
     request = parse_response_request(b'{"model":"m","input":"hi","tools":[' + tool + b"]}")
     assert raw in request.body
     assert msgspec.json.decode(request.body)["tools"][0]["function"]["name"] == "f"
+
+
+def test_tools_that_an_item_brings_are_offered_too() -> None:
+    newer = {**OTHER, "description": "Newer."}
+    added = {"type": "additional_tools", "role": "developer", "tools": [NAMESPACE, newer]}
+    said = {"role": "user", "content": "what are additional_tools?"}
+    chat = chat_of(tools=[FUNCTION, OTHER], input=[added, said])
+    names = [tool["function"]["name"] for tool in chat["tools"]]
+    assert names == ["f", "g", "ns__f", "ns__h", "ns__g"]
+    assert chat["tools"][1]["function"]["description"] == "Newer."
+    assert [message["role"] for message in chat["messages"]] == ["user"]
+    wrong = {**added, "tools": [{"type": "function"}]}
+    assert refused(input=[said, wrong]).param == "input[1].tools[0].name"
