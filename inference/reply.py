@@ -51,20 +51,23 @@ def reply_to(
 ) -> Iterator[Reply]:
     """Yield the way of a request's answer; a client of a stream hears of it while inside."""
     shape = request.shape
-    head = AnswerHead(secrets.token_hex(16), int(facts.arrived_at.timestamp()))
     if not request.stream:
         if shape is None:
             yield ForwardedWhole(client, facts)
         else:
-            yield EncodedWhole(client, shape.whole(head), facts)
+            yield EncodedWhole(client, shape.whole(_head(facts)), facts)
         return
-    encoder = None if shape is None else shape.stream(head)
+    encoder = None if shape is None else shape.stream(_head(facts))
     stream = EventStream(client, operation.dialect, facts, encoder)
     with stream.kept_alive():
         if encoder is None:
             yield ForwardedStream(stream, facts)
         else:
             yield EncodedStream(stream, encoder, facts)
+
+
+def _head(facts: RequestFacts) -> AnswerHead:
+    return AnswerHead(secrets.token_hex(16), int(facts.arrived_at.timestamp()))
 
 
 class _Whole:

@@ -19,6 +19,7 @@ from inference.neuron_stream import NeuronConnections
 from inference.relay import failure_told
 from inference.wire import neuron_answer
 from inference.wire.errors import CortexError, NeuronUnreachable, UpstreamError
+from neuron_agent.protocol import ErrorCode
 
 PATH = "/tokenize"
 PATIENCE_SECONDS = 1.0
@@ -26,6 +27,10 @@ PATIENCE_SECONDS = 1.0
 IDLE_SECONDS = 60.0
 """A neuron that never had the model may have to fetch its tokenizer."""
 MAX_ANSWER_BYTES = 1 << 20
+
+
+_NOT_THERE = (ErrorCode.REPO_FETCH_FAILED, ErrorCode.EMPTY_REPO, ErrorCode.QUANT_NOT_FOUND)
+"""The model's files are not on this neuron, and it cannot fetch them."""
 
 
 class _Count(msgspec.Struct):
@@ -52,7 +57,7 @@ async def count_tokens(
             if isinstance(told, int):
                 return told
             error = told
-            if error.status in (400, 422):
+            if error.status == 400 or (error.status == 422 and error.code not in _NOT_THERE):
                 break  # it would be no better elsewhere
     raise error
 

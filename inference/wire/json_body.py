@@ -14,6 +14,9 @@ from inference.wire.errors import InvalidRequest, RequestTooLarge
 
 MAX_BODY_BYTES = 32 << 20
 MAX_DEPTH = 64
+MAX_OPENED = 1_000_000
+"""Brackets and braces that may open, those in strings too: no model reads as many tokens, and each
+takes time in which nobody else is answered."""
 MAX_COMPLAINT_CHARACTERS = 500
 """Of what is wrong with a body: some of it is the client's own, as long as it likes."""
 
@@ -21,10 +24,9 @@ _Body = TypeVar("_Body")
 
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _STRING_OR_BRACKET = re.compile(rb'"[^"]*+"|[\[\]{}]')
-# Each escape is taken whole, so that an escaped backslash never looks like the start of another.
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F])|.)",
-    re.DOTALL,
+# In what has no escaped backslashes, so that each `\u` is an escape.
+_SURROGATE = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|([89a-fA-F]))"
 )
 _PLACE = re.compile(r"at `\$\.?([^`]*)`")
 _FIELD = re.compile(r"missing required field `([^`]+)`")
@@ -110,12 +112,17 @@ def _is_deeper_than(body: bytes, limit: int) -> bool:
     Each step holds the interpreter for a moment only, whatever a body consists of: other threads
     get their turn between two brackets.
     """
-    if body.count(b"[") + body.count(b"{") <= limit:
+    num_opened = body.count(b"[") + body.count(b"{")
+    if num_opened <= limit:
         return False
+    if num_opened > MAX_OPENED:
+        raise InvalidRequest(f"The body has more than {MAX_OPENED} brackets and braces that open.")
     # Escaped backslashes first: then one before a quote always belongs to the quote.
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     depth = 0
-    for found in _STRING_OR_BRACKET.finditer(unescaped.translate(None, _NO_MARKS)):
+    # Two quotes side by side are a string without brackets, or stand between two strings.
+    marks = unescaped.translate(None, _NO_MARKS).replace(b'""', b"")
+    for found in _STRING_OR_BRACKET.finditer(marks):
         mark = found[0]
         if mark in (b"[", b"{"):
             depth += 1
@@ -129,4 +136,4 @@ def _is_deeper_than(body: bytes, limit: int) -> bool:
 def _has_lone_surrogate(body: bytes) -> bool:
     if b"\\ud" not in body and b"\\uD" not in body:
         return False
-    return any(escape[1] for escape in _ESCAPE.finditer(body))
+    return any(found[1] for found in _SURROGATE.finditer(body.replace(b"\\\\", b"")))

@@ -328,6 +328,19 @@ async def test_another_neuron_counts_where_the_first_does_not_answer(
             assert (answer.status, await answer.json()) == (200, {"input_tokens": 3})
 
 
+async def test_another_neuron_counts_where_the_first_has_no_files(
+    service: Served, neuron: FakeNeuron
+) -> None:
+    neuron.knobs.refuse_tokenize = Refusal(422, "repo_fetch_failed")
+    with FakeNeuron() as other:
+        neurons = [a_neuron(neuron.url), a_neuron(other.url, id=2, name="other")]
+        feasible = a_model(feasible_on=("beast", "other"))
+        service.show(a_view(neurons, [a_placement()], models=[feasible]))
+        async with count(service) as answer:
+            assert (answer.status, await answer.json()) == (200, {"input_tokens": 3})
+        assert neuron.requests_to("/tokenize")
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "kind"),
     [

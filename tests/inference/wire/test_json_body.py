@@ -161,7 +161,7 @@ def test_a_bomb_is_refused_by_what_it_unfolds_to() -> None:
 
 
 def test_others_get_their_turn_while_depth_is_counted() -> None:
-    body = b"[" * 50 + b'"",' * (2 << 20) + b"1," + b"[]," * 20 + b"1" + b"]" * 50
+    body = b"[" * 50 + b"[]," * 900_000 + b"1" + b"]" * 50
     counting = threading.Thread(target=json_body._is_deeper_than, args=(body, MAX_DEPTH))
     turns = 0
     counting.start()
@@ -169,3 +169,11 @@ def test_others_get_their_turn_while_depth_is_counted() -> None:
         counting.join(0.001)
         turns += 1
     assert turns > 10
+
+
+def test_a_body_of_nothing_but_brackets_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "MAX_OPENED", 100)
+    decoder = msgspec.json.Decoder()
+    json_body.decode(b"[" + b",".join([b"[]"] * 99) + b"]", decoder)
+    with pytest.raises(InvalidRequest, match="more than 100 brackets"):
+        json_body.decode(b"[" + b",".join([b"[]"] * 100) + b"]", decoder)
