@@ -144,10 +144,10 @@ class Engine:
     def step(self) -> list[Output]:
         """Compute one batch. Raises what the device raises; nothing is lost then but the step."""
         started_at = self._clock()
+        self._culprit = self._batch = None
         refused = self._settle_compiling(started_at)
         if refused:
             return refused  # at once: a forward that fails must not take them with it
-        self._culprit = None
         self._batch = batch = self._scheduler.schedule(started_at)
         self._release_freed()
         if batch is None:

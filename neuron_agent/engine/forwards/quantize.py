@@ -23,6 +23,9 @@ MAX_INT8 = 127
 ZERO_POINT = 128
 """oneDNN is fast with inputs as unsigned bytes only: they are moved up by this."""
 
+MIDDLE = torch.tensor(ZERO_POINT + 0.5)
+"""What is cut after this was added is rounded half up: a conversion cuts."""
+
 LEAST_SCALE = 1e-30
 """For rows of zeros. Any number does; it must not make infinities of what is divided by it."""
 
@@ -68,7 +71,8 @@ class PackedInt8Linear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.dtype = linear.dtype
         self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(linear.rounded, None))
-        self.register_buffer("scales", linear.scales)
+        # Inputs are multiplied by this to fill their byte; weights take it back.
+        self.register_buffer("scales", linear.scales / MAX_INT8)
         self.register_buffer("zero_points", torch.zeros(linear.out_features, dtype=torch.int32))
         self.register_buffer("bias", linear.bias)
 
@@ -87,12 +91,12 @@ class PackedInt8Linear(nn.Module):
 
     def _product(self, inputs: Tensor) -> Tensor:
         """inputs [T, K] -> [T, N] without bias, half precision widened."""
-        # As float32, in passes that the CPU vectorises: of half precision it does not.
+        # As float32, in passes that the CPU vectorises: of half precision it does not. As few of
+        # them as can be: at one row, calling them costs more than the product.
         wide = inputs.float()
-        scales = wide.abs().amax(-1, keepdim=True).mul_(1 / MAX_INT8).clamp_(min=LEAST_SCALE)
-        # Half up, then cut: a conversion cuts. By way of int32, which has a fast one.
-        shifted = (wide * scales.reciprocal()).add_(ZERO_POINT + 0.5)
-        rounded = shifted.to(torch.int32).to(torch.uint8)
+        peaks = wide.abs().amax(-1, keepdim=True).clamp_(min=LEAST_SCALE)
+        shifted = torch.addcdiv(MIDDLE, wide, peaks, value=MAX_INT8)
+        rounded = shifted.to(torch.int32).to(torch.uint8)  # int32 has a fast conversion
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             rounded,
             1.0,  # the tokens' scales differ: they come after the product
@@ -108,7 +112,7 @@ class PackedInt8Linear(nn.Module):
             [],
             "",
         )
-        return out.mul_(scales)
+        return out.mul_(peaks)
 
 
 @cache

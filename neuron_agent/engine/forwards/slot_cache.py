@@ -1,17 +1,20 @@
-"""The KV cache of CPUs: contiguous keys and values per sequence and layer, attended to exactly.
+"""The KV cache of CPUs: keys and values per sequence and layer, attended to exactly.
 
-A slot grows by doubling, but never past the tokens that the scheduler's books give its sequence:
-memory follows use, and all slots together stay within the books. Attention runs sequence by
-sequence on exact lengths, so there is no padding and a neighbour changes nothing. It knows
-neither requests nor weights.
+A prompt lies in a slot of its own, contiguous. A slot grows by doubling, but never past the tokens
+that the scheduler's books give its sequence: memory follows use. Prompts are attended to one by
+one on exact lengths; sequences that decode move into `dense_blocks`, where one product serves all,
+and back when they end, since what they leave may be another's beginning. A neighbour changes
+nothing. It knows neither requests nor weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neuron_agent.engine.forwards.dense_blocks import DenseBlocks
 from neuron_agent.scheduling.batch import Batch, Chunk, Copy
 from neuron_agent.scheduling.pool import KvLayout
 
@@ -20,7 +23,10 @@ FIRST_TOKENS = 64
 
 @dataclass(slots=True)
 class _Slot:
-    """What is kept of one sequence: per layer, room for `capacity` tokens."""
+    """What is kept of one sequence: per layer, room for `capacity` tokens.
+
+    Nothing while the sequence decodes: then all of it is in the dense blocks.
+    """
 
     capacity: int = 0
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # each [Hkv, C, D]
@@ -45,7 +51,9 @@ class SlotCache:
 
     def __init__(self) -> None:
         self._slots: dict[int, _Slot] = {}
-        self._pieces: tuple[_Piece, ...] = ()
+        self._dense = DenseBlocks()
+        self._num_dense = 0  # rows of this step; they come first
+        self._pieces: tuple[_Piece, ...] = ()  # the others
         self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}  # of this step
         self._token_bytes: dict[int, int] = {}  # by layer
 
@@ -57,21 +65,61 @@ class SlotCache:
     def begin(self, batch: Batch) -> None:
         """Make room for what the batch will write, and carry out its copies.
 
-        1. Copies in their order; the target gets at once the room that its chunk asks for.
-        2. Room for every chunk, in all layers that are known: layers then write and ask nothing.
+        1. Sequences that do not decode now leave the dense blocks.
+        2. Copies in their order; the target gets at once the room that its chunk asks for.
+        3. Room for every chunk, in all layers that are known: layers then write and ask nothing.
         """
+        decoding = self._decoders(batch.chunks)
+        for number in set(self._dense.slots) - {chunk.slot for chunk in decoding}:
+            self._leave_dense(number)
         wanted = {chunk.slot: chunk for chunk in batch.chunks}
         for copy in batch.copies:
             self._copy(copy, wanted.get(copy.target))
-        pieces, row = [], 0
-        for chunk in batch.chunks:
+        self._begin_dense(decoding)
+        self._pieces = tuple(self._pieces_of(batch.chunks[len(decoding) :], len(decoding)))
+        self._masks.clear()
+
+    def _decoders(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+        """Return the leading chunks that decode in the dense blocks: all that continue a sequence.
+
+        One alone does not move in for the sake of nobody. It is not worth moving out either.
+        """
+        num_leading = 0
+        while num_leading < len(chunks) and self._continues(chunks[num_leading]):
+            num_leading += 1
+        is_alone = num_leading == 1 and chunks[0].slot not in self._dense.slots
+        return () if is_alone else chunks[:num_leading]
+
+    def _continues(self, chunk: Chunk) -> bool:
+        slot = self._slots.get(chunk.slot)
+        is_kept = chunk.slot in self._dense.slots or (slot is not None and slot.layers)
+        return bool(chunk.is_decode and chunk.start and is_kept)
+
+    def _begin_dense(self, decoding: Sequence[Chunk]) -> None:
+        for chunk in decoding:
+            if chunk.slot not in self._dense.slots:
+                self._dense.put(chunk.slot, self._slots[chunk.slot].layers, chunk.start)
+                self._slots[chunk.slot] = _Slot()
+            self._dense.extend(chunk.slot, chunk.end)
+        self._dense.begin([chunk.slot for chunk in decoding])
+        self._num_dense = len(decoding)
+
+    def _leave_dense(self, number: int) -> None:
+        layers = self._dense.read(number)
+        self._dense.drop(number)
+        capacity = next(iter(layers.values()))[0].shape[1]
+        self._slots[number] = _Slot(capacity, layers)
+
+    def _pieces_of(self, chunks: Sequence[Chunk], row: int) -> list[_Piece]:
+        """Lay these chunks behind each other, from a row on; every one gets its room."""
+        pieces = []
+        for chunk in chunks:
             slot = self._slots.setdefault(chunk.slot, _Slot())
             _make_room(slot, _room(slot.capacity, chunk), kept_tokens=chunk.start)
             end_row = row + len(chunk.token_ids)
             pieces.append(_Piece(slot, row, end_row, chunk.start, chunk.end))
             row = end_row
-        self._pieces = tuple(pieces)
-        self._masks.clear()
+        return pieces
 
     def attend(
         self,
@@ -86,13 +134,17 @@ class SlotCache:
         if layer not in self._token_bytes:
             self._token_bytes[layer] = (key[0].numel() + value[0].numel()) * key.itemsize
         outputs = []
+        if self._num_dense:
+            rows = slice(self._num_dense)
+            out = self._dense.attend(layer, query[rows], key[rows], value[rows], scale, window)
+            outputs.append(out)
         for piece in self._pieces:
             keys, values = piece.slot.layers.get(layer) or _new_layer(piece.slot, layer, key, value)
             rows = slice(piece.first_row, piece.end_row)
             keys[:, piece.start : piece.end] = key[rows].transpose(0, 1)
             values[:, piece.start : piece.end] = value[rows].transpose(0, 1)
             outputs.append(self._attend_piece(piece, query[rows], keys, values, scale, window))
-        return torch.cat(outputs)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_piece(
         self,
@@ -150,12 +202,14 @@ class SlotCache:
         source = self._slots.get(copy.source)
         if source is None or copy.source == copy.target:
             return  # nothing was ever kept there, or it is in its place already
+        is_dense = copy.source in self._dense.slots
+        kept = self._dense.read(copy.source, copy.num_tokens) if is_dense else source.layers
         target = self._slots.setdefault(copy.target, _Slot())
         capacity = max(copy.num_tokens, _room(0, chunk) if chunk else 0)
         if target.capacity < capacity:
             target.layers.clear()
             target.capacity = capacity
-        for layer, pair in source.layers.items():
+        for layer, pair in kept.items():
             mine = target.layers.get(layer) or _new_layer(target, layer, *map(_by_token, pair))
             for old, new in zip(pair, mine, strict=True):
                 new[:, : copy.num_tokens] = old[:, : copy.num_tokens]
@@ -165,11 +219,17 @@ class SlotCache:
     def release(self, slot: int) -> None:
         """Forget a slot; its memory is free again."""
         self._slots.pop(slot, None)
-        self._pieces = ()
+        self._dense.drop(slot)
+        self._end_step()
 
     def clear(self) -> None:
         self._slots.clear()
+        self._dense.clear()
+        self._end_step()
+
+    def _end_step(self) -> None:
         self._pieces = ()
+        self._num_dense = 0
         self._masks.clear()
 
     @property
@@ -180,7 +240,8 @@ class SlotCache:
     @property
     def allocated_bytes(self) -> int:
         layers = [pair for slot in self._slots.values() for pair in slot.layers.values()]
-        return sum(tensor.nbytes for pair in layers for tensor in pair)
+        in_slots = sum(tensor.nbytes for pair in layers for tensor in pair)
+        return in_slots + self._dense.allocated_bytes
 
     @property
     def token_bytes(self) -> int:

@@ -84,10 +84,10 @@ def flaky_engine(flaky: FlakyForward) -> Engine:
 
 KINDS = [
     ("qwen3", False),
-    ("llama", False),
-    ("mistral", False),
-    ("gemma3", False),
-    ("lfm2", True),
+    pytest.param("llama", False, marks=pytest.mark.slow),
+    pytest.param("mistral", False, marks=pytest.mark.slow),
+    pytest.param("gemma3", False, marks=pytest.mark.slow),
+    pytest.param("lfm2", True, marks=pytest.mark.slow),
     ("mamba", True),
 ]
 

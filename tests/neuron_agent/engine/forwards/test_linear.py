@@ -24,7 +24,7 @@ def random_rows(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 40), (17, 40), (2, 3, 40)])
+@pytest.mark.parametrize("shape", [(0, 40), (1, 40), (3, 40), (4, 40), (17, 40), (2, 3, 40)])
 def test_a_packed_layer_gives_what_it_gave(
     dtype: torch.dtype, bias: bool, shape: tuple[int, ...]
 ) -> None:

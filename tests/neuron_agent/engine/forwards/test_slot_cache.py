@@ -118,6 +118,53 @@ def test_copies_happen_in_their_order() -> None:
     assert_same(mine, sequence.attended()[3:])
 
 
+def test_sequences_that_decode_together_attend_as_each_does_alone() -> None:
+    """One ends and is another's beginning, one joins late, one is cancelled between two steps."""
+    stories = [Sequence(length, 2, 3, seed=length) for length in (150, 90, 66)]
+    cache = SlotCache()
+    with torch.inference_mode():
+        for slot, one in enumerate(stories[:2]):
+            attend(cache, (chunk(slot, 0, 60), one.rows(0, 60)))
+        for place in range(60, 66):
+            pieces = [
+                (chunk(slot, place, 1), one.rows(place, place + 1))
+                for slot, one in enumerate(stories[:2])
+            ]
+            for one, mine in zip(stories, attend(cache, *pieces), strict=False):
+                assert_same(mine, one.attended()[place : place + 1])
+        # Slot 1 ends here; slot 2 begins with what it has left, beside slot 0.
+        both = [
+            (chunk(0, 66, 1), stories[0].rows(66, 67)),
+            (chunk(2, 64, 2), stories[2].rows(64, 66)),
+        ]
+        copied = Sequence(66, 2, 3, seed=90)
+        copied.key[:64], copied.value[:64] = stories[1].key[:64], stories[1].value[:64]
+        copied.key[64:], copied.value[64:] = stories[2].key[64:], stories[2].value[64:]
+        copied.query[64:] = stories[2].query[64:]
+        first, second = attend(cache, *both, copies=(Copy(1, 2, 64),))
+        assert_same(first, stories[0].attended()[66:67])
+        assert_same(second, copied.attended()[64:])
+    cache.release(1)
+    cache.release(2)
+    assert cache.num_slots == 1
+    with torch.inference_mode():
+        last = attend(cache, (chunk(0, 67, 1), stories[0].rows(67, 68)))[0]
+        assert_same(last, stories[0].attended()[67:68])
+
+
+def test_a_copy_of_a_sequence_that_decodes_is_of_its_beginning() -> None:
+    both = [Sequence(100, 2, 1, seed) for seed in (1, 2)]
+    cache = SlotCache()
+    for slot, one in enumerate(both):
+        attend(cache, (chunk(slot, 0, 70), one.rows(0, 70)))
+    decoding = [(chunk(slot, 70, 1), one.rows(70, 71)) for slot, one in enumerate(both)]
+    attend(cache, *decoding)
+    goes_on = [(chunk(slot, 71, 1), one.rows(71, 72)) for slot, one in enumerate(both)]
+    copier = (chunk(5, 65, 30), both[1].rows(65, 95))
+    *_, mine = attend(cache, *goes_on, copier, copies=(Copy(1, 5, 65),))
+    assert_same(mine, both[1].attended()[65:95])
+
+
 def test_writing_a_chunk_again_replaces_it() -> None:
     sequence, wrong = Sequence(6, 2, 1, seed=1), Sequence(2, 2, 1, seed=2)
     cache = SlotCache()
@@ -136,7 +183,7 @@ def test_a_slot_never_takes_more_than_is_reserved() -> None:
 
 def test_memory_that_ran_out_in_mid_growth_loses_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step may be given up for another request's sake, and this sequence go on."""
-    sequence = Sequence(FIRST_TOKENS + 1, 2, 1, seed=1)
+    sequence = Sequence(FIRST_TOKENS + 2, 2, 1, seed=1)
     cache = SlotCache()
     cache.begin(Batch((chunk(0, 0, FIRST_TOKENS),)))
     for layer in range(2):
@@ -148,10 +195,10 @@ def test_memory_that_ran_out_in_mid_growth_loses_no_token(monkeypatch: pytest.Mo
     with monkeypatch.context() as patched:
         patched.setattr(slot_cache, "_grown", fail)
         with pytest.raises(RuntimeError, match="memory"):
-            cache.begin(Batch((chunk(0, FIRST_TOKENS, 1),)))
-    cache.begin(Batch((chunk(0, FIRST_TOKENS, 1),)))
+            cache.begin(Batch((chunk(0, FIRST_TOKENS, 2),)))
+    cache.begin(Batch((chunk(0, FIRST_TOKENS, 2),)))
     for layer in range(2):
-        mine = cache.attend(layer, *sequence.rows(FIRST_TOKENS, FIRST_TOKENS + 1), SCALE)
+        mine = cache.attend(layer, *sequence.rows(FIRST_TOKENS, FIRST_TOKENS + 2), SCALE)
         assert_same(mine, sequence.attended()[FIRST_TOKENS:])
 
 
