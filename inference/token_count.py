@@ -102,8 +102,10 @@ def _neurons(fleet: FleetView, model: ServedModel) -> Iterator[ServedNeuron]:
         fleet.placements_of(model.model_id), key=lambda p: p.phase is not PlacementPhase.READY
     )
     having = [view.neurons[p.neuron_id] for p in placements if p.neuron_id in view.neurons]
-    feasible = [neuron for neuron in view.neurons.values() if neuron.name in model.feasible_on]
-    for neuron in dict.fromkeys([*having, *feasible]):
+    everywhere = list(view.neurons.values())
+    feasible = [neuron for neuron in everywhere if neuron.name in model.feasible_on]
+    # Just after a start it is not known yet what a neuron's devices could hold.
+    for neuron in dict.fromkeys([*having, *(feasible or everywhere)]):
         if fleet.is_reachable(neuron.name):
             yield neuron
 

@@ -29,8 +29,9 @@ class Errand:
 
 
 class CommandLine(Protocol):
-    @property
-    def name(self) -> str: ...
+    name: str
+    asks_again: bool
+    """After an answer that broke off."""
 
     def call(self, errand: Errand) -> Call: ...
 
@@ -43,6 +44,7 @@ class CommandLine(Protocol):
 
 class ClaudeCode:
     name = "claude"
+    asks_again = True
 
     def call(self, errand: Errand) -> Call:
         options = ["--tools", "Read", "--allowedTools", "Read"]
@@ -51,9 +53,9 @@ class ClaudeCode:
         arguments = ["-p", errand.prompt, "--output-format", "json", *options]
         environment = {
             "ANTHROPIC_BASE_URL": errand.url,
-            "ANTHROPIC_API_KEY": "none",
+            "ANTHROPIC_AUTH_TOKEN": "none",
             "ANTHROPIC_MODEL": errand.model,
-            "ANTHROPIC_SMALL_FAST_MODEL": errand.model,
+            "ANTHROPIC_DEFAULT_HAIKU_MODEL": errand.model,
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         }
         return Call(as_command(self.name, arguments), errand.folder, errand.home, environment)
@@ -69,6 +71,7 @@ class ClaudeCode:
 
 class Codex:
     name = "codex"
+    asks_again = True
 
     def call(self, errand: Errand) -> Call:
         settings = errand.home / ".codex"
@@ -107,6 +110,7 @@ class Codex:
 
 class Opencode:
     name = "opencode"
+    asks_again = False
 
     def call(self, errand: Errand) -> Call:
         (errand.folder / "opencode.json").write_text(json.dumps(self._config(errand)))

@@ -9,14 +9,14 @@ import contextlib
 import os
 import shutil
 import signal
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 PROGRAMS = FOLDER / "node_modules" / ".bin"
 PATIENCE_SECONDS = 90.0
+LOOK_SECONDS = 0.01
 CLOSED_PORT = "http://127.0.0.1:9"
 
 
@@ -35,7 +35,6 @@ class Outcome:
     status: int
     output: str
     errors: str
-    seconds: float
 
 
 class Program:
@@ -43,11 +42,20 @@ class Program:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._began_at = time.monotonic()
 
     def interrupt(self) -> None:
         """Press Ctrl-C: a terminal tells all of its foreground processes."""
         os.killpg(self._process.pid, signal.SIGINT)
+
+    async def reaches(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition holds, which must be while the program runs.
+
+        Raises AssertionError, TimeoutError.
+        """
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not condition():
+                assert self._process.returncode is None, await self.ended()
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def ended(self) -> Outcome:
         """Wait for its end. Raises TimeoutError."""
@@ -55,8 +63,7 @@ class Program:
             output, errors = await self._process.communicate()
         status = self._process.returncode
         assert status is not None
-        seconds = time.monotonic() - self._began_at
-        return Outcome(status, output.decode(), errors.decode(), seconds)
+        return Outcome(status, output.decode(), errors.decode())
 
 
 @contextlib.asynccontextmanager

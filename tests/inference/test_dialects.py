@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleet.planner.phases import PlacementPhase
+from fleet.planner.phases import NeuronPhase, PlacementPhase
 from tests.fakes.neuron import FakeNeuron, Refusal
 from tests.inference.world import (
     MODEL,
@@ -326,6 +326,15 @@ async def test_another_neuron_counts_where_the_first_does_not_answer(
         neuron.stop()
         async with count(service) as answer:
             assert (answer.status, await answer.json()) == (200, {"input_tokens": 3})
+
+
+async def test_a_neuron_of_which_nothing_is_known_yet_counts(
+    service: Served, neuron: FakeNeuron
+) -> None:
+    unknown = a_neuron(neuron.url, phase=NeuronPhase.UNKNOWN, dispatchable=False)
+    service.show(a_view([unknown], models=[a_model(feasible_on=())]))
+    async with count(service) as answer:
+        assert (answer.status, await answer.json()) == (200, {"input_tokens": 3})
 
 
 async def test_another_neuron_counts_where_the_first_has_no_files(
