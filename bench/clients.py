@@ -91,7 +91,7 @@ class Answer:
             self.num_tokens += 1
             seen = token.end()
         self.is_whole = buffer.endswith(self._end)
-        kept = max(_MAX_CUT_BYTES, len(self._end) - 1)
+        kept = max(_MAX_CUT_BYTES, len(self._end))
         self._rest = buffer[max(seen, len(buffer) - kept) :]
 
 

@@ -1,237 +1,223 @@
-"""What the gateway adds to a stream, beside a bare relay over the same stub neuron in one run.
+"""What the gateway adds to a stream: beside a bare relay, and beside LiteLLM's proxy.
 
-    python bench/gateway.py [--rounds N] [--seconds S] [--streams 64,256]
+    python bench/gateway.py [--rounds N] [--seconds S] [--streams 1,32,256] [--no-litellm]
 
-The processes: a stub neuron (`stub_neuron.py`), a bare relay (`bare_relay.py`: bytes pumped and
-nothing parsed, the floor), and Cortex's gateway as it is served (`manage.py serve --role gateway`:
-real settings, a data folder of its own, SQLite, records and metrics on) with one ready placement on
-the stub. One process each, all on this machine. The load generator is this process. Settings of the
-caller's environment do not reach them.
+One process each, all on this machine, before one stub neuron (`stub_neuron.py`):
 
-The numbers, each for `relay` and `gateway`, measured in turns, each round in the other order, after
-a warm-up that is not counted:
+- `relay`: `bare_relay.py`, bytes pumped and nothing parsed: the floor.
+- `cortex_chat`, `cortex_messages`: one gateway as it is served (`manage.py serve --role gateway`:
+  real settings, a data folder of its own, SQLite, records and metrics on) with one ready placement
+  on the stub, asked as OpenAI's clients ask and as Anthropic's do.
+- `litellm`: LiteLLM's proxy (`gateway_litellm.py`), asked as OpenAI's clients ask. It is installed
+  in a cache folder on the first run; where it cannot be, a line says so and it is left out.
 
-- `added_ttft_us_p50`, `_p99`: one stream at a time, a new request when the last one has ended. Time
-  from the request's first byte to the first token's chunk, minus the median of the same straight
-  from the stub in the same round; median and 99th percentile of all rounds' requests.
-- `cpu_us_per_request`: 16 connections, 1 token each: CPU time (user + system) of the relaying
-  process over the run, by its requests.
+The load generator is this process. The numbers, each for every side, measured in turns, each round
+in the other order, after a warm-up that is not counted:
+
+- `added_ttft_us`: for each number of streams at once, p50 and p99: one client sends one request
+  after the other while the rest of the streams run at 20 tokens a second, from half a second after
+  their beginning. Time from a request's first byte to its first token, minus the median of the same
+  straight from the stub in the same round, beside the same streams.
+- `cpu_us_per_request`: 16 connections, 1 token each: CPU time (user + system) of the side's process
+  over the run, by its requests.
 - `cpu_us_per_chunk`: for each number of streams at once, 20 tokens a second each: CPU time of the
-  relaying process over the run, by the chunks with a token. Beginning and end of the streams are in
-  it, as they are in life.
+  side's process over the run, by the tokens. Beginning and end of the streams are in it, and what
+  the process does every second whether asked or not, as they are in life.
+- `chunk_delay_us`: of the same runs, p50 and p99 of the time from the stub's sending of a token to
+  its arrival at the client. `stub` is without anything between.
+- `stalled`: what a client costs that asks for 32 MB and reads none of it (`gateway_faults.py`), 16
+  of them: growth of the process's resident memory at its peak, and the delay of the tokens of 32
+  other streams without them and beside them. Once, after the rounds.
+- `slow_senders`: of clients that send a byte of their head, or of their body, each second, how many
+  were cut off within 15 s, and when. Not of the relay, which does not parse; once as well.
+- `times_litellm`: LiteLLM's medians by those of `cortex_chat`.
 
-CPU time is read from /proc in ticks of 10 ms, some time after the last answer: what a process does
-afterwards, such as writing records, belongs to the requests it does it for. The last line is one
-JSON object; the lines before it are the same after each round.
+What a process does some time after the last answer, such as writing records, belongs to the
+requests it does it for: CPU time is read 2 s later. The last line is one JSON object; the lines
+before it are the same after each round.
 """
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gateway_litellm
+import gateway_sides
 import uvloop
-from clients import Measured, run
+from clients import Measured, Pace, run, run_beside
+from gateway_faults import describe_stalled, slow_senders, stalled_readers
+from gateway_sides import Side, Sides
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 INTERVAL_MS = 50
 TTFT_REQUESTS = 200
 CPU_CONNECTIONS = 16
-CPU_REQUESTS = 100
-SIDES = ("relay", "gateway")
+CPU_REQUESTS = 50
+BEGIN_SECONDS = 0.5
 SETTLE_SECONDS = 2.0
-START_SECONDS = 60.0
-OF_CALLER = ("CORTEX_", "DATABASE", "REDIS", "PROMETHEUS_MULTIPROC_DIR", "DJANGO_SETTINGS_MODULE")
+STALL_SECONDS = 8.0
+IN_ONE_GO = Pace(num_tokens=2)
+
+Times = dict[str, list[float]]
+"""By side, in microseconds."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a stream")
-    parser.add_argument("--streams", default="64,256", help="numbers of streams at once")
+    parser.add_argument("--streams", default="1,32,256", help="numbers of streams at once")
+    parser.add_argument("--no-litellm", action="store_true", help="leave LiteLLM out")
     options = parser.parse_args()
     counts = [int(count) for count in options.streams.split(",")]
+    litellm = None if options.no_litellm else find_litellm()
     with (
         tempfile.TemporaryDirectory(prefix="cortex-bench-") as folder,
-        running_processes(Path(folder)) as (ports, pids),
+        gateway_sides.running(Path(folder), litellm) as sides,
     ):
-        result = uvloop.run(measure(ports, pids, options.rounds, options.seconds, counts))
+        result = uvloop.run(measure(sides, options.rounds, options.seconds, counts))
     print(json.dumps(result))
 
 
-# --- processes -----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def running_processes(folder: Path) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Start stub, relay and gateway; yields their ports and process ids."""
-    ports = {name: free_port() for name in ("stub", "relay", "gateway")}
-    environment = without_settings(os.environ)
-    os.environ.clear()
-    os.environ.update(environment, CORTEX_DATA=str(folder), CORTEX_LOG_LEVEL="ERROR")
-    prepare_rows(f"http://127.0.0.1:{ports['stub']}")
-    port = str(ports["gateway"])
-    commands = {
-        "stub": [str(HERE / "stub_neuron.py"), str(ports["stub"])],
-        "relay": [str(HERE / "bare_relay.py"), str(ports["relay"]), str(ports["stub"])],
-        "gateway": [str(ROOT / "manage.py"), "serve", "--role", "gateway", "--port", port],
-    }
-    processes: dict[str, subprocess.Popen[bytes]] = {}
+def find_litellm() -> Path | None:
+    """Return the folder of LiteLLM's programs; None, and a line that says why, without them."""
     try:
-        for name, command in commands.items():
-            processes[name] = subprocess.Popen([sys.executable, *command], cwd=ROOT)
-        for name in ("stub", "relay"):
-            wait_for(processes[name], lambda name=name: is_open(ports[name]))
-        wait_for(processes["gateway"], lambda: is_healthy(ports["gateway"]))
-        yield ports, {name: process.pid for name, process in processes.items()}
-    finally:
-        for process in processes.values():
-            process.terminate()
-        for process in processes.values():
-            process.wait(30)
-
-
-def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which Cortex runs by its defaults, on a data folder alone."""
-    return {name: value for name, value in environment.items() if not name.startswith(OF_CALLER)}
-
-
-def prepare_rows(endpoint: str) -> None:
-    """Make a database in which the stub is a healthy neuron with a ready placement."""
-    sys.path.insert(0, str(ROOT))
-    os.environ["DJANGO_SETTINGS_MODULE"] = "cortex_site.settings"
-    import django
-    from django.core.management import call_command
-    from django.utils import timezone
-
-    django.setup()
-    call_command("migrate", verbosity=0)
-    from fleet.models import ModelProfile, Neuron, Placement
-    from fleet.planner.phases import NeuronPhase, PlacementPhase
-
-    now = timezone.now()
-    neuron = Neuron.objects.create(name="stub", endpoint=endpoint, phase=NeuronPhase.HEALTHY)
-    profile = ModelProfile.objects.create(model_id="stub")
-    Placement.objects.create(
-        profile=profile,
-        neuron=neuron,
-        device_indexes=[0],
-        phase=PlacementPhase.READY,
-        phase_since=now,
-        requested_at=now,
-        ready_at=now,
-    )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(process: "subprocess.Popen[bytes]", condition: Any) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{process.args} did not start")
-        time.sleep(0.05)
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def is_healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError):
-        return False
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and its threads so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+        return gateway_litellm.installed(gateway_litellm.cache_folder(os.environ))
+    except gateway_litellm.CannotInstall as error:
+        print(f"LiteLLM is left out, it cannot be installed: {error}", flush=True)
+        return None
 
 
 # --- measuring -----------------------------------------------------------------------------------
 
 
-async def measure(
-    ports: dict[str, int], pids: dict[str, int], rounds: int, seconds: float, counts: list[int]
-) -> dict[str, Any]:
-    for name in ("stub", "relay", "gateway"):
-        checked(await run(ports[name], 8, 50, 2, 0))
-    added: dict[str, list[float]] = {name: [] for name in SIDES}
-    per_request: dict[str, list[float]] = {name: [] for name in SIDES}
-    per_chunk: dict[int, dict[str, list[float]]] = {
-        count: {name: [] for name in SIDES} for count in counts
-    }
+def by_side() -> Times:
+    return defaultdict(list)
+
+
+@dataclass
+class Results:
+    """All rounds so far, by number of streams and side."""
+
+    added_ttft: dict[int, Times] = field(default_factory=lambda: defaultdict(by_side))
+    per_request: Times = field(default_factory=by_side)
+    per_chunk: dict[int, Times] = field(default_factory=lambda: defaultdict(by_side))
+    delays: dict[int, Times] = field(default_factory=lambda: defaultdict(by_side))
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "added_ttft_us": {str(n): percentiles(times) for n, times in self.added_ttft.items()},
+            "cpu_us_per_request": medians(self.per_request),
+            "cpu_us_per_chunk": {str(n): medians(times) for n, times in self.per_chunk.items()},
+            "chunk_delay_us": {str(n): percentiles(times) for n, times in self.delays.items()},
+        }
+
+
+async def measure(sides: Sides, rounds: int, seconds: float, counts: list[int]) -> dict[str, Any]:
+    for side in (sides.stub, *sides.compared):
+        checked(side, await run(side.process.port, side.asking, IN_ONE_GO, 8, 25))
+    results = Results()
     for number in range(1, rounds + 1):
-        straight = await ttft_us(ports["stub"])
-        for name in in_turn(number):
-            added[name] += [us - statistics.median(straight) for us in await ttft_us(ports[name])]
-            per_request[name].append(await request_cost(ports[name], pids[name]))
-            for count in counts:
-                cost = await chunk_cost(ports[name], pids[name], count, seconds)
-                per_chunk[count][name].append(cost)
-        print(f"after round {number}: {describe(added, per_request, per_chunk)}", flush=True)
+        for count in counts:
+            await measure_streams(sides, number, count, seconds, results)
+        for side in in_turn(number, sides.compared):
+            results.per_request[side.name].append(await request_cost(side))
+        print(f"after round {number}: {json.dumps(results.summary())}", flush=True)
+    summary = results.summary()
     return {
-        "added_ttft_us_p50": {n: round(statistics.median(v), 1) for n, v in added.items()},
-        "added_ttft_us_p99": {n: round(percentile(v, 0.99), 1) for n, v in added.items()},
-        "cpu_us_per_request": medians(per_request),
-        "cpu_us_per_chunk": {str(count): medians(costs) for count, costs in per_chunk.items()},
+        **summary,
+        **await faults(sides),
+        "times_litellm": times_litellm(summary),
         "rounds": rounds,
         "seconds": seconds,
         "tokens_per_second": 1000 // INTERVAL_MS,
     }
 
 
-def in_turn(number: int) -> tuple[str, ...]:
+async def measure_streams(
+    sides: Sides, number: int, count: int, seconds: float, results: Results
+) -> None:
+    """Measure what is measured for each number of streams at once."""
+    straight = statistics.median(await ttft_us(sides.stub, count, seconds))
+    await chunk_cost(sides.stub, count, seconds, results)
+    for side in in_turn(number, sides.compared):
+        added = [us - straight for us in await ttft_us(side, count, seconds)]
+        results.added_ttft[count][side.name] += added
+        cost = await chunk_cost(side, count, seconds, results)
+        results.per_chunk[count][side.name].append(cost)
+
+
+def in_turn(number: int, sides: tuple[Side, ...]) -> tuple[Side, ...]:
     """Return the sides in the order of a round: who comes second meets a warmer machine."""
-    return SIDES if number % 2 else SIDES[::-1]
+    return sides if number % 2 else sides[::-1]
 
 
-async def ttft_us(port: int) -> list[float]:
-    measured = checked(await run(port, 1, TTFT_REQUESTS, 2, 0))
-    return [ns / 1000 for ns in measured.ttft_ns]
+async def ttft_us(side: Side, count: int, seconds: float) -> list[float]:
+    """Return the times of a client's requests, one after the other, beside other streams."""
+    port = side.process.port
+    if count == 1:
+        probed = await run(port, side.asking, IN_ONE_GO, 1, TTFT_REQUESTS)
+    else:
+        streams = run(port, side.asking, stream_pace(seconds), count - 1)
+        background = asyncio.create_task(streams)
+        await asyncio.sleep(BEGIN_SECONDS)
+        probed = await run_beside(port, side.asking, IN_ONE_GO, background)
+        checked(side, background.result())
+    return [ns / 1000 for ns in checked(side, probed).ttft_ns]
 
 
-async def request_cost(port: int, pid: int) -> float:
-    before = cpu_seconds(pid)
-    measured = checked(await run(port, CPU_CONNECTIONS, CPU_REQUESTS, 1, 0))
+async def request_cost(side: Side) -> float:
+    ask = partial(run, side.process.port, side.asking, Pace(num_tokens=1))
+    cpu_ns, measured = await with_cpu_time(side, ask, CPU_CONNECTIONS, CPU_REQUESTS)
+    return cpu_ns / 1000 / measured.num_requests
+
+
+async def chunk_cost(side: Side, count: int, seconds: float, results: Results) -> float:
+    ask = partial(run, side.process.port, side.asking, stream_pace(seconds))
+    cpu_ns, measured = await with_cpu_time(side, ask, count, 1)
+    results.delays[count][side.name] += [ns / 1000 for ns in measured.delays_ns]
+    return cpu_ns / 1000 / measured.num_tokens
+
+
+async def with_cpu_time(
+    side: Side, ask: Any, num_streams: int, num_requests: int
+) -> tuple[int, Measured]:
+    before = side.process.cpu_ns()
+    measured = checked(side, await ask(num_streams, num_requests))
     await asyncio.sleep(SETTLE_SECONDS)
-    return (cpu_seconds(pid) - before) * 1e6 / measured.num_requests
+    return side.process.cpu_ns() - before, measured
 
 
-async def chunk_cost(port: int, pid: int, num_streams: int, seconds: float) -> float:
-    num_tokens = max(1, round(seconds * 1000 / INTERVAL_MS))
-    before = cpu_seconds(pid)
-    measured = checked(await run(port, num_streams, 1, num_tokens, INTERVAL_MS))
-    await asyncio.sleep(SETTLE_SECONDS)
-    return (cpu_seconds(pid) - before) * 1e6 / measured.num_chunks
+async def faults(sides: Sides) -> dict[str, Any]:
+    parsing = [side for side in sides.compared if side.name != "relay"]
+    stalled = {
+        side.name: describe_stalled(await stalled_readers(side, STALL_SECONDS))
+        for side in sides.compared
+    }
+    slow = {side.name: asdict(await slow_senders(side)) for side in parsing}
+    return {"stalled": stalled, "slow_senders": slow}
 
 
-def checked(measured: Measured) -> Measured:
+def stream_pace(seconds: float) -> Pace:
+    return Pace(max(1, round(seconds * 1000 / INTERVAL_MS)), INTERVAL_MS)
+
+
+def checked(side: Side, measured: Measured) -> Measured:
     if measured.num_errors:
-        raise SystemExit(f"{measured.num_errors} requests failed: the numbers mean nothing")
+        raise SystemExit(
+            f"{side.name}: {measured.num_errors} requests failed: the numbers mean nothing"
+        )
     return measured
+
+
+# --- summing up ----------------------------------------------------------------------------------
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -239,20 +225,41 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def medians(values: dict[str, list[float]]) -> dict[str, float]:
-    return {name: round(statistics.median(each), 1) for name, each in values.items()}
+def percentiles(times: Times) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            "p50": round(statistics.median(values), 1),
+            "p99": round(percentile(values, 0.99), 1),
+        }
+        for name, values in times.items()
+    }
 
 
-def describe(
-    added: dict[str, list[float]],
-    per_request: dict[str, list[float]],
-    per_chunk: dict[int, dict[str, list[float]]],
-) -> str:
-    chunks = "; ".join(f"{count} streams {medians(costs)}" for count, costs in per_chunk.items())
-    return (
-        f"added TTFT {medians(added)} us, CPU per request {medians(per_request)} us, "
-        f"per chunk {chunks} us"
-    )
+def medians(times: Times) -> dict[str, float]:
+    return {name: round(statistics.median(values), 1) for name, values in times.items()}
+
+
+def times_litellm(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return how many times what Cortex costs LiteLLM costs; {} without LiteLLM."""
+    if "litellm" not in summary["cpu_us_per_request"]:
+        return {}
+    ttft, chunk = summary["added_ttft_us"], summary["cpu_us_per_chunk"]
+    return {
+        "added_ttft": {
+            n: ratio(sides["litellm"]["p50"], sides["cortex_chat"]["p50"])
+            for n, sides in ttft.items()
+        },
+        "cpu_per_request": ratio_of(summary["cpu_us_per_request"]),
+        "cpu_per_chunk": {n: ratio_of(sides) for n, sides in chunk.items()},
+    }
+
+
+def ratio_of(sides: dict[str, float]) -> float:
+    return ratio(sides["litellm"], sides["cortex_chat"])
+
+
+def ratio(litellm: float, cortex: float) -> float:
+    return round(litellm / cortex, 1)
 
 
 if __name__ == "__main__":

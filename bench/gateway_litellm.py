@@ -33,6 +33,7 @@ general_settings:
   disable_spend_logs: true
   disable_error_logs: true
 """
+HEALTH_PATH = "/health/liveliness"
 ENVIRONMENT = {
     "LITELLM_LOG": "ERROR",
     "LITELLM_MODE": "PRODUCTION",
@@ -68,7 +69,7 @@ def installed(folder: Path) -> Path:
     return home / "bin"
 
 
-def command(programs: Path, port: int, endpoint: str, folder: Path) -> list[str]:
+def command(programs: Path, endpoint: str, folder: Path, port: int) -> list[str]:
     """Return how it is started, in front of an OpenAI-compatible server at `endpoint`."""
     settings = folder / "litellm.yaml"
     settings.write_text(SETTINGS.format(endpoint=endpoint))

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import gateway_litellm
@@ -22,7 +23,7 @@ from clients import CHAT, MESSAGES, Asking
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 START_SECONDS = 120.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = 10.0
 OF_CALLER = (
     "CORTEX_",
     "DATABASE",
@@ -77,19 +78,113 @@ def running(folder: Path, litellm: Path | None) -> Iterator[Sides]:
     os.environ.clear()
     os.environ.update(environment, CORTEX_DATA=str(folder), CORTEX_LOG_LEVEL="ERROR")
     with contextlib.ExitStack() as stack:
-        port = _free_port()
-        stub = stack.enter_context(_running([sys.executable, _script("stub_neuron.py"), port]))
-        at_stub = f"http://127.0.0.1:{stub.port}"
-        relay_script = [sys.executable, _script("bare_relay.py"), _free_port(), str(stub.port)]
-        relay = stack.enter_context(_running(relay_script, port_at=2))
-        _prepare_rows(at_stub)
-        serve = [sys.executable, str(ROOT / "manage.py"), "serve", "--role", "gateway", "--port"]
-        cortex = stack.enter_context(_running([*serve, _free_port()], health="/health"))
+
+        def start(name: str, command: Callable[[int], list[str]], health: str = "") -> Process:
+            return stack.enter_context(_server(name, command, health, folder))
+
+        stub = start("stub", lambda port: _script("stub_neuron.py", port))
+        endpoint = f"http://127.0.0.1:{stub.port}"
+        relay = start("relay", lambda port: _script("bare_relay.py", port, stub.port))
+        _prepare_rows(endpoint)
+        cortex = start("cortex", _serve, "/health")
         compared = [
             Side("relay", relay, CHAT),
             Side("cortex_chat", cortex, CHAT),
             Side("cortex_messages", cortex, MESSAGES),
         ]
         if litellm is not None:
-            compared.append(Side("litellm", stack.enter_context(_litellm(litellm, at_stub)), CHAT))
+            os.environ.update(gateway_litellm.ENVIRONMENT)
+            command = partial(gateway_litellm.command, litellm, endpoint, folder)
+            process = start("litellm", command, gateway_litellm.HEALTH_PATH)
+            compared.append(Side("litellm", process, CHAT))
         yield Sides(Side("stub", stub, CHAT), tuple(compared))
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which each side runs by its defaults, on a data folder alone."""
+    return {name: value for name, value in environment.items() if not name.startswith(OF_CALLER)}
+
+
+def _script(name: str, *arguments: int) -> list[str]:
+    return [sys.executable, str(HERE / name), *map(str, arguments)]
+
+
+def _serve(port: int) -> list[str]:
+    manage = [sys.executable, str(ROOT / "manage.py")]
+    return [*manage, "serve", "--role", "gateway", "--port", str(port)]
+
+
+def _prepare_rows(endpoint: str) -> None:
+    """Make a database in which the stub is a healthy neuron with a ready placement."""
+    sys.path.insert(0, str(ROOT))
+    os.environ["DJANGO_SETTINGS_MODULE"] = "cortex_site.settings"
+    import django
+    from django.core.management import call_command
+    from django.utils import timezone
+
+    django.setup()
+    call_command("migrate", verbosity=0)
+    from fleet.models import ModelProfile, Neuron, Placement
+    from fleet.planner.phases import NeuronPhase, PlacementPhase
+
+    now = timezone.now()
+    neuron = Neuron.objects.create(name="stub", endpoint=endpoint, phase=NeuronPhase.HEALTHY)
+    profile = ModelProfile.objects.create(model_id="stub")
+    Placement.objects.create(
+        profile=profile,
+        neuron=neuron,
+        device_indexes=[0],
+        phase=PlacementPhase.READY,
+        phase_since=now,
+        requested_at=now,
+        ready_at=now,
+    )
+
+
+@contextlib.contextmanager
+def _server(
+    name: str, command: Callable[[int], list[str]], health: str, folder: Path
+) -> Iterator[Process]:
+    """Start a server and wait until it answers, or takes connections if it has no health path."""
+    port = _free_port()
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command(port), cwd=ROOT, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not (_is_healthy(port, health) if health else _is_open(port)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{name} did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        yield Process(port, process.pid)
+    finally:
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """LiteLLM's proxy waits for what its clients left undone, and longer than we do."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _is_healthy(port: int, path: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError):
+        return False

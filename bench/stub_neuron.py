@@ -29,13 +29,16 @@ _CHUNK = (
 FIRST = _CHUNK % (b'{"role":"assistant","content":"' + TOKEN + b'"}', b"null")
 LATER = _CHUNK % (b'{"content":"' + TOKEN + b'"}', b"null")
 FINISH = _CHUNK % (b"{}", b'"stop"')
-_USAGE = b'"usage":{"prompt_tokens":7,"completion_tokens":%d,"cached_tokens":0,"reasoning_tokens":0}'
+_USAGE = (
+    b'"usage":{"prompt_tokens":7,"completion_tokens":%d,"cached_tokens":0,"reasoning_tokens":0}'
+)
 PROMPT_READ = b": cortex {" + _USAGE % 0 + b"}\n\n"
 FINISHED = (
     b": cortex {" + _USAGE + b',"timing":{"queue_ms":0.0,"prefill_ms":1.0,"decode_ms":1.0},'
     b'"finish_reason":"stop"}\n\n'
 )
 DONE = b"data: [DONE]\n\n"
+LAST_CHUNK = b"0\r\n\r\n"
 
 _LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 _WANTS_CONTROL_FRAMES = re.compile(rb"x-cortex-frames: 1", re.IGNORECASE)
@@ -101,7 +104,8 @@ class StubProtocol(asyncio.Protocol):
     def _finish(self) -> None:
         control = FINISHED % self._num_tokens if self._has_control_frames else b""
         self._num_sent += 1
-        self._transport.write(as_http_chunk(FINISH + control + DONE) + b"0\r\n\r\n")
+        self._transport.write(as_http_chunk(FINISH + control + DONE))
+        self._transport.write(LAST_CHUNK)  # apart, as a neuron's server does
 
     def _stop(self) -> None:
         if self._timer is not None:
