@@ -4,7 +4,7 @@ Strict about the shapes a template relies on; fields that nobody reads are left 
 knows no tokens, no models and no HTTP.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -82,6 +82,7 @@ def render_input(body: Conversation, raw: Mapping[str, Any]) -> RenderInput:
     if not body.messages:
         raise BadRequest("messages is empty", param="messages")
     messages = [_message(message, index) for index, message in enumerate(body.messages)]
+    messages = list(_with_results_in_order(messages))
     extra = dict(body.chat_template_kwargs or {})
     taken = sorted(RESERVED_ARGUMENTS & extra.keys())
     if taken:
@@ -123,6 +124,31 @@ def _check_tools(tools: list[Tool]) -> None:
         if not tool.function.name:
             param = f"tools[{index}].function.name"
             raise BadRequest(f"{param} is empty", param=param)
+
+
+def _with_results_in_order(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the messages, the results of parallel calls in the order of the calls.
+
+    Clients send them as they come in, told apart by ids; most templates show no ids.
+    """
+    places: dict[str | None, int] = {}
+    results: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "tool":
+            results.append(message)
+            continue
+        yield from _sorted_results(results, places)
+        results = []
+        calls = message.get("tool_calls") or ()
+        places = {call.get("id"): place for place, call in enumerate(calls)}
+        yield message
+    yield from _sorted_results(results, places)
+
+
+def _sorted_results(
+    results: list[dict[str, Any]], places: Mapping[str | None, int]
+) -> list[dict[str, Any]]:
+    return sorted(results, key=lambda result: places.get(result.get("tool_call_id"), len(places)))
 
 
 def _message(message: Message, index: int) -> dict[str, Any]:

@@ -67,10 +67,11 @@ async def test_a_tool_turn_takes_two_requests(
     assert asked["role"] == "assistant"
     assert asked["content"] == "Let me look."
     assert asked["reasoning_content"] == "It must be written."
-    told = (first_told, second_told)
-    for call, message, fact in zip(asked["tool_calls"], told, FACTS, strict=True):
-        assert (message["role"], message["tool_call_id"]) == ("tool", call["id"])
-        assert fact in str(message["content"])
+    # A client that carries out both at once may tell first what was done first.
+    told = {message["tool_call_id"]: message for message in (first_told, second_told)}
+    for call, fact in zip(asked["tool_calls"], FACTS, strict=True):
+        assert told[call["id"]]["role"] == "tool"
+        assert fact in str(told[call["id"]]["content"])
 
 
 @each_client

@@ -101,3 +101,40 @@ def test_an_effort_turns_thinking_on_or_off_unless_the_client_did(
     fields: dict[str, Any], is_thinking: bool | None
 ) -> None:
     assert rendered(**fields).template_kwargs.get("enable_thinking") is is_thinking
+
+
+def call(call_id: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def result(call_id: str | None, content: str) -> dict[str, Any]:
+    named = {} if call_id is None else {"tool_call_id": call_id}
+    return {"role": "tool", "content": content, **named}
+
+
+def test_results_of_parallel_calls_come_in_the_order_of_the_calls() -> None:
+    asked = {"role": "user", "content": "?"}
+    told = [
+        {"role": "assistant", "tool_calls": [call("a"), call("b"), call("c")]},
+        result("c", "of c"),
+        result("unknown", "of nobody"),
+        result("a", "of a"),
+        result("b", "of b"),
+        {"role": "assistant", "tool_calls": [call("b"), call("a")]},
+        result("a", "second a"),
+        result("b", "second b"),
+        asked,
+        result("b", "stray b"),
+        result("a", "stray a"),
+    ]
+    contents = [each.get("content") for each in rendered(messages=[asked, *told]).messages]
+    assert [each for each in contents if each not in (None, "?")] == [
+        *("of a", "of b", "of c", "of nobody", "second b", "second a", "stray b", "stray a")
+    ]
+
+
+def test_results_without_ids_stay_as_they_came() -> None:
+    calls = {"role": "assistant", "tool_calls": [call("a"), call("b")]}
+    messages = [calls, result(None, "1"), result(None, "2")]
+    contents = [each.get("content") for each in rendered(messages=messages).messages]
+    assert contents[1:] == ["1", "2"]
