@@ -32,6 +32,31 @@ LOG2_E = 1.4426950408889634
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
+@triton.jit
+def _tiles_of_part(first, length, part, TILE: tl.constexpr):
+    """Return the first tile and the end of a part. Tiles before the window are nobody's."""
+    first_tile = first // TILE
+    end_tile = tl.cdiv(length, TILE)
+    part_tiles = tl.cdiv(end_tile - first_tile, tl.num_programs(2))
+    tile_start = first_tile + part * part_tiles
+    return tile_start, tl.minimum(tile_start + part_tiles, end_tile)
+
+
+@triton.jit
+def _add_tile(queries, key_places, value_places, is_seen, is_size, scale_log2, most, total, mixed):
+    """Return the running softmax with the keys and values at these places [N, D] in it."""
+    is_there = is_seen[:, None] & is_size[None, :]
+    key = tl.load(key_places, mask=is_there, other=0.0)  # [N, D]
+    scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale_log2  # [G, N]
+    scores = tl.where(is_seen[None, :], scores, float("-inf"))
+    new_most = tl.maximum(most, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_most[:, None])
+    fading = tl.exp2(most - new_most)
+    value = tl.load(value_places, mask=is_there, other=0.0)  # [N, D]
+    product = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+    return new_most, total * fading + tl.sum(weights, 1), mixed * fading[:, None] + product
+
+
 # A step's numbers lie anywhere in what was sent, and windows are of any size: neither is worth a
 # kernel of its own, compiled while sequences wait.
 @triton.jit(do_not_specialize=["window"], do_not_specialize_on_alignment=["slots", "lengths"])
@@ -68,18 +93,12 @@ def _attend_part(
     TILE: tl.constexpr,
 ):
     """One part of one sequence's keys, for the query heads of one shared head."""
-    row = tl.program_id(0)
-    shared_head = tl.program_id(1)
-    part = tl.program_id(2)
+    row, shared_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
 
-    # 1. Which tiles are this part's. Those before the window are nobody's.
+    # 1. Which tiles are this part's.
     length = tl.load(lengths + row)
     first = tl.maximum(length - window, 0)
-    first_tile = first // TILE
-    end_tile = tl.cdiv(length, TILE)
-    part_tiles = tl.cdiv(end_tile - first_tile, tl.num_programs(2))
-    tile_start = first_tile + part * part_tiles
-    tile_end = tl.minimum(tile_start + part_tiles, end_tile)
+    tile_start, tile_end = _tiles_of_part(first, length, part, TILE)
 
     # 2. The queries of the group's heads.
     group = tl.arange(0, GROUP_PADDED)  # [G]
@@ -87,11 +106,10 @@ def _attend_part(
     is_head = group < GROUP
     is_size = size < SIZE
     heads = shared_head * GROUP + group
-    queries = tl.load(
-        query + row * query_row_stride + heads[:, None] * query_head_stride + size[None, :],
-        mask=is_head[:, None] & is_size[None, :],
-        other=0.0,
-    )  # [G, D]
+    is_place = is_head[:, None] & is_size[None, :]
+    query_base = query + row * query_row_stride
+    query_places = query_base + heads[:, None] * query_head_stride + size[None, :]
+    queries = tl.load(query_places, mask=is_place, other=0.0)  # [G, D]
 
     # 3. A running softmax over the tiles; a tile never reaches over a block's end.
     block_row = table + tl.load(slots + row).to(tl.int64) * table_stride
@@ -104,26 +122,13 @@ def _attend_part(
         is_seen = (start + offset >= first) & (start + offset < length)
         block = tl.load(block_row + start // BLOCK).to(tl.int64)
         token = start % BLOCK + offset
-        is_there = is_seen[:, None] & is_size[None, :]
         key_base = keys + block * key_block_stride + shared_head * key_head_stride
-        key = tl.load(
-            key_base + token[:, None] * key_token_stride + size[None, :], mask=is_there, other=0.0
-        )  # [N, D]
-        scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale_log2  # [G, N]
-        scores = tl.where(is_seen[None, :], scores, float("-inf"))
-        new_most = tl.maximum(most, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_most[:, None])
-        fading = tl.exp2(most - new_most)
         value_base = values + block * value_block_stride + shared_head * value_head_stride
-        value = tl.load(
-            value_base + token[:, None] * value_token_stride + size[None, :],
-            mask=is_there,
-            other=0.0,
-        )  # [N, D]
-        product = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-        mixed = mixed * fading[:, None] + product
-        total = total * fading + tl.sum(weights, 1)
-        most = new_most
+        key_places = key_base + token[:, None] * key_token_stride + size[None, :]
+        value_places = value_base + token[:, None] * value_token_stride + size[None, :]
+        most, total, mixed = _add_tile(
+            queries, key_places, value_places, is_seen, is_size, scale_log2, most, total, mixed
+        )
 
     # 4. Leave the part's mean and its weight. A part without tiles weighs nothing and leaves no
     #    mean.
@@ -131,11 +136,8 @@ def _attend_part(
     if tile_start < tile_end:
         tl.store(sum_places, most + tl.log2(total), mask=is_head)
         out_base = out + row * out_row_stride + part * out_part_stride
-        tl.store(
-            out_base + heads[:, None] * out_head_stride + size[None, :],
-            mixed / total[:, None],
-            mask=is_head[:, None] & is_size[None, :],
-        )
+        out_places = out_base + heads[:, None] * out_head_stride + size[None, :]
+        tl.store(out_places, mixed / total[:, None], mask=is_place)
     else:
         tl.store(sum_places, most, mask=is_head)  # minus infinity, as it began
 
