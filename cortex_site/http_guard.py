@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol, with limits for clients that send slowly or without end.
 
-Beside that it mends two things in uvicorn: a client that leaves has left the request that is being
-answered, also when others queue behind it; and an offer of HTTP/2 costs no request its body.
+Beside that it mends three things in uvicorn: a client that leaves has left the request that is
+being answered, also when others queue behind it; an offer of HTTP/2 costs no request its body; and
+the head of an answer goes out together with what follows it at once.
 
 It knows bytes and clocks, not paths. A request's head must be there within `HEAD_SECONDS` and be no
 larger than about `MAX_HEAD_BYTES`; its body must keep coming, `BODY_STEP_BYTES` in every
@@ -11,6 +12,7 @@ as long as they like.
 
 import asyncio
 import re
+from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -22,15 +24,49 @@ BODY_STEP_BYTES = 256 * 1024
 MAX_QUEUED = 8
 """Requests that wait on one connection for the answer to an earlier one, and are read meanwhile."""
 
-
 _H2C = b"h2c"
 _H2C_LINE = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
+class HeadJoiningTransport:
+    """Sends the head of an answer with the first bytes of its body, if they come in the same turn.
+
+    Written alone the head would wake the client for nothing, and keep the first token waiting.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
+
+
 class GuardedProtocol(HttpToolsProtocol):
-    """Arms a timer while a request is being received, and only then."""
+    """Has a timer run while a request is being received, and only then."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _due_seconds = 0.0
+    """How long what is received now may take from here on; 0 if nothing has changed."""
     _answering: RequestResponseCycle | None = None
     _is_in_head = True
     _head_bytes = 0
@@ -38,6 +74,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        joining = HeadJoiningTransport(transport, self.loop)
+        self.transport = cast(asyncio.Transport, joining)
         self._arm(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
@@ -48,6 +86,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_answered() and _H2C in data:
             data = _without_h2c(data)
         super().data_received(data)
+        if self._due_seconds:  # most requests come whole, in one piece, and need no timer
+            self._arm(self._due_seconds)
+            self._due_seconds = 0.0
         if self._is_in_head:
             self._head_bytes += len(data)
         if self._deadline is None and self._is_answered():
@@ -56,12 +97,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._is_in_head, self._head_bytes = True, 0
-        self._arm(HEAD_SECONDS)
+        self._due_seconds = HEAD_SECONDS
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._is_in_head, self._step_bytes = False, 0
-        self._arm(BODY_STEP_SECONDS)
+        self._due_seconds = BODY_STEP_SECONDS
         super().on_headers_complete()
         if 0 < len(self.pipeline) <= MAX_QUEUED:
             # uvicorn reads nothing while requests queue; only who reads hears the client leave.
@@ -75,14 +116,16 @@ class GuardedProtocol(HttpToolsProtocol):
         self._step_bytes += len(body)
         if self._step_bytes >= BODY_STEP_BYTES:
             self._step_bytes = 0
-            self._arm(BODY_STEP_SECONDS)
+            self._due_seconds = BODY_STEP_SECONDS
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._due_seconds = 0.0
         self._disarm()
         super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
+        self._due_seconds = 0.0
         self._disarm()
         super().handle_websocket_upgrade()
 

@@ -131,8 +131,10 @@ class FleetView:
         Then new requests for it wait too, so that it can become idle and nobody starves.
         """
         neuron = self.view.neurons.get(placement.neuron_id)
+        if neuron is None or not self.view.verdicts:
+            return False
         deadline = datetime.now(UTC) - self._max_wait
-        return neuron is not None and any(
+        return any(
             verdict.kind == "hold"
             and verdict.since is not None
             and verdict.since < deadline

@@ -107,7 +107,8 @@ class Gateway:
             log.exception("request %s failed", client.request_id)
             await _fail(client, InternalError(client.request_id), facts)
         finally:
-            self.recorder.add(facts.record(time.monotonic()))
+            facts.ended = time.monotonic()
+            self.recorder.add(facts)
 
     async def count_tokens(self, client: Client) -> None:
         """Answer how long a prompt would be. Raises CortexError, ClientLeft."""

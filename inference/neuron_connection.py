@@ -52,6 +52,11 @@ class NeuronConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
 
     @property
+    def has_pieces(self) -> bool:
+        """Something has come of the body that was not read."""
+        return bool(self._pieces)
+
+    @property
     def is_usable(self) -> bool:
         """Whether another request may be sent on it."""
         return (
@@ -104,7 +109,7 @@ class NeuronConnection(asyncio.Protocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
-        if self.is_usable and not self._pieces:
+        if self.is_usable and not self.has_pieces:
             return True
         self._transport.abort()
         return False

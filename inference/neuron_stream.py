@@ -57,6 +57,11 @@ class NeuronAnswer:
         self._origin = origin
         self._connection = connection
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it was read to its end."""
+        return self._connection.is_complete and not self._connection.has_pieces
+
     async def next_piece(self) -> bytes:
         """Return what has come of the body, b"" at its end. Raises NeuronFailed."""
         return await self._connection.next_piece()

@@ -1,6 +1,7 @@
 """Request records on their way to the database: a bounded queue in memory, one insert a second.
 
-A request hands its record over and goes on; a database that is slow or away never holds one up.
+A request hands over its facts and is done with: counting and recording them waits for a moment of
+its own, and a database that is slow or away never holds one up.
 What was handed over is written, also at shutdown, as long as the database comes back in time and
 the queue has room. A record that the database refuses for what it says is dropped alone: it must
 not stand in the way of all others. What had to be dropped is counted. It knows nothing of how
@@ -20,11 +21,14 @@ from django.db import DataError, IntegrityError
 from inference import metrics
 from inference.fleet_port import FleetPort
 from inference.models import RequestRecord
+from inference.request_facts import RequestFacts
 
 log = logging.getLogger(__name__)
 
 MAX_QUEUED = 100_000
 MAX_BATCH = 5_000
+TAKE_IN_SECONDS = 0.01
+"""Until then nothing is done for a request that has ended: its client may ask the next at once."""
 STOP_SECONDS = 2.0
 RETRY_SECONDS = 0.2
 CONTENT_ERRORS = (DataError, IntegrityError, OverflowError, ValueError)
@@ -37,6 +41,8 @@ class Recorder:
     def __init__(self, port: FleetPort, flush_seconds: float) -> None:
         self._port = port
         self._flush_seconds = flush_seconds
+        self._ended: list[RequestFacts] = []
+        """Not counted and not recorded yet."""
         self._queue: deque[RequestRecord] = deque()
         self._used: dict[int, datetime] = {}
         """Last use of placements, not told yet."""
@@ -45,8 +51,18 @@ class Recorder:
         self._is_failing = False
         self._complained: set[str] = set()
 
-    def add(self, record: RequestRecord) -> None:
-        """Take a record over. Never waits and never raises."""
+    def add(self, facts: RequestFacts) -> None:
+        """Take over what is known of a request that has ended. Never waits and never raises."""
+        if not self._ended:
+            asyncio.get_running_loop().call_later(TAKE_IN_SECONDS, self._take_in)
+        self._ended.append(facts)
+
+    def _take_in(self) -> None:
+        ended, self._ended = self._ended, []
+        for facts in ended:
+            self._record(facts.record())
+
+    def _record(self, record: RequestRecord) -> None:
         if len(self._queue) < MAX_QUEUED:
             self._queue.append(record)
         else:
@@ -73,7 +89,8 @@ class Recorder:
             log.error("%d request records were lost: no database", len(self._queue))
 
     async def flush(self) -> bool:
-        """Write what is queued now; return whether all of it was written."""
+        """Write what was handed over until now; return whether all of it was written."""
+        self._take_in()
         for _ in range(-(-len(self._queue) // MAX_BATCH)):
             if not await self._write_batch():
                 return False

@@ -105,6 +105,8 @@ async def _ask(
 
 async def _let_end(answer: NeuronAnswer) -> None:
     """Give the neuron a moment to end what the client has all of: only then is it used again."""
+    if answer.is_complete:
+        return
     with contextlib.suppress(NeuronFailed, TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):
             while await answer.next_piece():

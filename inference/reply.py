@@ -118,10 +118,10 @@ class ForwardedStream(_Streamed):
             piece = _read(frames.feed, chunk)
             if piece.controls:
                 last_control = piece.controls[-1]
-                if facts.first_token is None:
-                    _note_progress(stream, neuron_answer.read_control(last_control).progress)
             data = _read(whole.feed, piece.data)
             if not data:
+                if facts.first_token is None:
+                    _note_progress(stream, neuron_answer.read_control(last_control).progress)
                 continue
             if sse.ERROR_FRAME in data:
                 await self._break_off(data)

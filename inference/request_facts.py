@@ -22,6 +22,7 @@ class RequestFacts:
     dialect: str
     arrived_at: datetime
     began: float
+    ended: float = 0.0
     client_address: str = ""
     user_agent: str = ""
     requested_model: str = ""
@@ -57,7 +58,7 @@ class RequestFacts:
             headers.append((b"x-cortex-placement", str(self.placement_id).encode()))
         return headers
 
-    def record(self, ended: float) -> RequestRecord:
+    def record(self) -> RequestRecord:
         usage, timing = self.usage, self.timing
         ttft_seconds = None if self.first_token is None else self.first_token - self.began
         return RequestRecord(
@@ -76,8 +77,8 @@ class RequestFacts:
             completion_tokens=usage.completion_tokens if usage else None,
             cached_tokens=usage.cached_tokens if usage else None,
             ttft_seconds=ttft_seconds,
-            latency_seconds=ended - self.began,
-            tokens_per_second=self._tokens_per_second(ended),
+            latency_seconds=self.ended - self.began,
+            tokens_per_second=self._tokens_per_second(),
             load_wait_seconds=self.load_wait_seconds,
             cold_start=self.cold_start,
             queue_ms=timing.queue_ms if timing else None,
@@ -87,13 +88,13 @@ class RequestFacts:
             user_agent=self.user_agent,
         )
 
-    def _tokens_per_second(self, ended: float) -> float | None:
+    def _tokens_per_second(self) -> float | None:
         """A stream's first token starts its clock, so it is not counted."""
         if self.usage is None:
             return None
         num_tokens = self.usage.completion_tokens
         if self.streaming and self.first_token is not None:
-            num_tokens, seconds = num_tokens - 1, ended - self.first_token
+            num_tokens, seconds = num_tokens - 1, self.ended - self.first_token
         else:
-            seconds = ended - self.began - (self.load_wait_seconds or 0.0)
+            seconds = self.ended - self.began - (self.load_wait_seconds or 0.0)
         return num_tokens / seconds if num_tokens > 0 and seconds > 0 else None

@@ -6,19 +6,22 @@ import pytest
 from django.db import DataError, IntegrityError
 
 from inference import recorder as recorder_module
-from inference.models import RequestRecord
 from inference.recorder import Recorder
+from inference.request_facts import RequestFacts
+from neuron_agent.protocol import Usage
 from tests.inference.world import RecordedPort, eventually
 
 
-def a_record(request_id: str = "r", placement: int | None = 7, **changes: object) -> RequestRecord:
-    return RequestRecord(
-        request_id=request_id,
-        at=datetime.now(UTC),
-        placement=placement,
-        dialect="chat",
+def some_facts(request_id: str = "r", placement: int | None = 7, **changes: object) -> RequestFacts:
+    """Of a request that took half a second."""
+    return RequestFacts(
+        request_id,
+        "chat",
+        arrived_at=datetime.now(UTC),
+        began=1.0,
+        ended=1.5,
+        placement_id=placement,
         status=200,
-        latency_seconds=0.5,
         **changes,
     )
 
@@ -28,7 +31,7 @@ async def test_records_are_written_in_batches_and_the_last_use_told() -> None:
     recorder = Recorder(port, flush_seconds=0.01)
     recorder.start()
     for number in range(3):
-        recorder.add(a_record(str(number)))
+        recorder.add(some_facts(str(number)))
     await eventually(lambda: len(port.records) == 3)
     assert [record.request_id for record in port.records] == ["0", "1", "2"]
     await eventually(lambda: 7 in port.used)
@@ -39,9 +42,9 @@ async def test_records_are_written_in_batches_and_the_last_use_told() -> None:
 async def test_what_could_not_be_written_is_written_later_in_order() -> None:
     port = RecordedPort(fail_store=True)
     recorder = Recorder(port, flush_seconds=3600)
-    recorder.add(a_record("1"))
+    recorder.add(some_facts("1"))
     assert not await recorder.flush()
-    recorder.add(a_record("2"))
+    recorder.add(some_facts("2"))
     port.fail_store = False
     assert await recorder.flush()
     assert [record.request_id for record in port.records] == ["1", "2"]
@@ -58,7 +61,7 @@ async def test_stopping_writes_what_is_left_even_if_the_database_stumbles() -> N
     port = Stumbling()
     recorder = Recorder(port, flush_seconds=3600)
     recorder.start()
-    recorder.add(a_record())
+    recorder.add(some_facts())
     await recorder.stop()
     assert len(port.records) == 1
 
@@ -69,7 +72,7 @@ async def test_stopping_without_a_database_ends_and_says_what_is_lost(
     monkeypatch.setattr(recorder_module, "STOP_SECONDS", 0.05)
     recorder = Recorder(RecordedPort(fail_store=True), flush_seconds=3600)
     recorder.start()
-    recorder.add(a_record())
+    recorder.add(some_facts())
     await recorder.stop()
     assert "1 request records were lost" in caplog.text
 
@@ -79,7 +82,7 @@ async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     port = RecordedPort()
     recorder = Recorder(port, flush_seconds=3600)
     for number in range(3):
-        recorder.add(a_record(str(number)))
+        recorder.add(some_facts(str(number)))
     await recorder.flush()
     assert [record.request_id for record in port.records] == ["0", "1"]
 
@@ -91,7 +94,7 @@ async def test_a_large_queue_is_written_in_several_batches(
     port = RecordedPort()
     recorder = Recorder(port, flush_seconds=3600)
     for number in range(10):
-        recorder.add(a_record(str(number)))
+        recorder.add(some_facts(str(number)))
     assert await recorder.flush()
     assert len(port.records) == 10
 
@@ -120,7 +123,7 @@ async def test_a_record_the_database_refuses_is_dropped_and_the_others_written(
     port = Choosy()
     recorder = Recorder(port, flush_seconds=3600)
     for request_id in ("1", "bad", "2", "bad too", "3"):
-        recorder.add(a_record(request_id))
+        recorder.add(some_facts(request_id))
     assert await recorder.flush()
     assert [record.request_id for record in port.records] == ["1", "2", "3"]
     assert sum(lost) == 2
@@ -138,7 +141,7 @@ async def test_a_database_that_goes_away_among_refused_records_is_waited_for() -
     port = Vanishing()
     recorder = Recorder(port, flush_seconds=3600)
     for number in range(3):
-        recorder.add(a_record(str(number)))
+        recorder.add(some_facts(str(number)))
     assert not await recorder.flush()
     port.fail_store = False
     assert await recorder.flush()
@@ -148,6 +151,6 @@ async def test_a_database_that_goes_away_among_refused_records_is_waited_for() -
 async def test_a_record_that_cannot_be_counted_is_kept_all_the_same() -> None:
     port = RecordedPort()
     recorder = Recorder(port, flush_seconds=3600)
-    recorder.add(a_record(model="m", prompt_tokens=-1))
+    recorder.add(some_facts(model="m", usage=Usage(-1, 1, 0, 0)))
     await recorder.flush()
     assert len(port.records) == 1

@@ -19,7 +19,8 @@ def test_a_streams_speed_counts_the_tokens_after_the_first() -> None:
     facts.streaming = True
     facts.first_token = 101.0
     facts.usage = Usage(5, 21)
-    record = facts.record(103.0)
+    facts.ended = 103.0
+    record = facts.record()
     assert (record.ttft_seconds, record.latency_seconds) == (1.0, 3.0)
     assert record.tokens_per_second == pytest.approx(10.0)
 
@@ -29,7 +30,8 @@ def test_a_whole_answers_speed_leaves_the_load_out() -> None:
     facts.first_token = 110.0  # all of its tokens are sent at once
     facts.usage = Usage(5, 20)
     facts.load_wait_seconds = 8.0
-    assert facts.record(110.0).tokens_per_second == pytest.approx(10.0)
+    facts.ended = 110.0
+    assert facts.record().tokens_per_second == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize("usage", [None, Usage(5, 0), Usage(5, 1)])
@@ -38,7 +40,8 @@ def test_without_a_gap_between_tokens_there_is_no_speed(usage: Usage | None) -> 
     facts.streaming = True
     facts.first_token = 101.0
     facts.usage = usage
-    assert facts.record(103.0).tokens_per_second is None
+    facts.ended = 103.0
+    assert facts.record().tokens_per_second is None
 
 
 def test_the_client_is_told_of_the_placement_once_there_is_one() -> None:
@@ -56,5 +59,6 @@ def test_the_client_is_told_of_the_placement_once_there_is_one() -> None:
 def test_an_error_leaves_its_status_and_code() -> None:
     facts = some_facts()
     facts.note_error(UpstreamError("x"))
-    record = facts.record(100.5)
+    facts.ended = 100.5
+    record = facts.record()
     assert (record.status, record.error_code) == (502, "upstream_error")
