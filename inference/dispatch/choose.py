@@ -4,13 +4,12 @@ It knows no clock, no neuron and no connection: who asks says how busy each cand
 """
 
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleet.planner.phases import PlacementPhase
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A placement of the model a request asks for, as this gateway sees it now."""
 
     placement_id: int

@@ -129,6 +129,8 @@ def first_data(piece: bytes) -> bytes:
 
 def _end_that_may_start(buffer: bytes) -> bytes:
     """Return the longest end of `buffer` that a control frame with its border may begin with."""
+    if buffer.endswith(BORDER):  # most pieces are whole frames
+        return BORDER
     for length in range(min(len(_START) - 1, len(buffer)), 0, -1):
         if buffer.endswith(_START[:length]):
             return _START[:length]

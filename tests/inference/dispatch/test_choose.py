@@ -1,6 +1,5 @@
 """Laws of dispatch: only what may serve is picked, of that the least busy, then the lowest id."""
 
-from dataclasses import replace
 from random import Random
 
 from hypothesis import given
@@ -63,4 +62,4 @@ def test_each_condition_alone_rules_a_placement_out() -> None:
         {"breaker_closed": False},
         {"must_yield": True},
     ):
-        assert not is_eligible(replace(fine, **change))
+        assert not is_eligible(fine._replace(**change))

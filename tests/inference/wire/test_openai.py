@@ -19,7 +19,11 @@ extra_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=8), extra_values, max_size=4))
+# No field of OpenAI's begins with it: what the gateway reads itself must be of the right type.
+unread_names = st.text(max_size=8).map(lambda name: f"-{name}")
+
+
+@given(st.dictionaries(unread_names, extra_values, max_size=4))
 def test_rewriting_an_alias_changes_the_model_alone(extra: dict[str, object]) -> None:
     fields = {**extra, "model": "alias", "messages": MESSAGES, "stream": None}
     request = openai.parse_chat(json.dumps(fields).encode())
