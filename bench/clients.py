@@ -33,7 +33,7 @@ MESSAGES = Asking(
     "/v1/messages",
     b"anthropic-version: 2023-06-01\r\n",
     (("max_tokens", 32_000),),
-    b'data: {"type":"message_stop"}\n\n',
+    b'"message_stop"}\n\n',
 )
 
 

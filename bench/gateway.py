@@ -8,16 +8,18 @@ One process each, all on this machine, before one stub neuron (`stub_neuron.py`)
 - `cortex_chat`, `cortex_messages`: one gateway as it is served (`manage.py serve --role gateway`:
   real settings, a data folder of its own, SQLite, records and metrics on) with one ready placement
   on the stub, asked as OpenAI's clients ask and as Anthropic's do.
-- `litellm`: LiteLLM's proxy (`gateway_litellm.py`), asked as OpenAI's clients ask. It is installed
-  in a cache folder on the first run; where it cannot be, a line says so and it is left out.
+- `litellm_chat`, `litellm_messages`: LiteLLM's proxy (`gateway_litellm.py`), asked in the same two
+  ways. It is installed in a cache folder on the first run; where it cannot be, a line says so and
+  it is left out.
 
 The load generator is this process. The numbers, each for every side, measured in turns, each round
 in the other order, after a warm-up that is not counted:
 
 - `added_ttft_us`: for each number of streams at once, p50 and p99: one client sends one request
   after the other while the rest of the streams run at 20 tokens a second, from half a second after
-  their beginning. Time from a request's first byte to its first token, minus the median of the same
-  straight from the stub in the same round, beside the same streams.
+  their beginning; alone it does so for as long. Time from a request's first byte to its first
+  token, minus the median of the same straight from the stub in the same round, beside the same
+  streams.
 - `cpu_us_per_request`: 16 connections, 1 token each: CPU time (user + system) of the side's process
   over the run, by its requests.
 - `cpu_us_per_chunk`: for each number of streams at once, 20 tokens a second each: CPU time of the
@@ -30,7 +32,7 @@ in the other order, after a warm-up that is not counted:
   other streams without them and beside them. Once, after the rounds.
 - `slow_senders`: of clients that send a byte of their head, or of their body, each second, how many
   were cut off within 15 s, and when. Not of the relay, which does not parse; once as well.
-- `times_litellm`: LiteLLM's medians by those of `cortex_chat`.
+- `times_litellm`: LiteLLM's medians by those of Cortex, each dialect by the same.
 
 What a process does some time after the last answer, such as writing records, belongs to the
 requests it does it for: CPU time is read 2 s later. The last line is one JSON object; the lines
@@ -57,7 +59,6 @@ from gateway_faults import describe_stalled, slow_senders, stalled_readers
 from gateway_sides import Side, Sides
 
 INTERVAL_MS = 50
-TTFT_REQUESTS = 200
 CPU_CONNECTIONS = 16
 CPU_REQUESTS = 50
 BEGIN_SECONDS = 0.5
@@ -162,15 +163,18 @@ def in_turn(number: int, sides: tuple[Side, ...]) -> tuple[Side, ...]:
 async def ttft_us(side: Side, count: int, seconds: float) -> list[float]:
     """Return the times of a client's requests, one after the other, beside other streams."""
     port = side.process.port
-    if count == 1:
-        probed = await run(port, side.asking, IN_ONE_GO, 1, TTFT_REQUESTS)
-    else:
-        streams = run(port, side.asking, stream_pace(seconds), count - 1)
-        background = asyncio.create_task(streams)
-        await asyncio.sleep(BEGIN_SECONDS)
-        probed = await run_beside(port, side.asking, IN_ONE_GO, background)
-        checked(side, background.result())
+    others = run(port, side.asking, stream_pace(seconds), count - 1) if count > 1 else rest(seconds)
+    background = asyncio.create_task(others)
+    await asyncio.sleep(BEGIN_SECONDS)
+    probed = await run_beside(port, side.asking, IN_ONE_GO, background)
+    checked(side, background.result())
     return [ns / 1000 for ns in checked(side, probed).ttft_ns]
+
+
+async def rest(seconds: float) -> Measured:
+    """Be no stream: who is asked alone is asked for as long as beside others."""
+    await asyncio.sleep(seconds)
+    return Measured()
 
 
 async def request_cost(side: Side) -> float:
@@ -240,26 +244,27 @@ def medians(times: Times) -> dict[str, float]:
 
 
 def times_litellm(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return how many times what Cortex costs LiteLLM costs; {} without LiteLLM."""
-    if "litellm" not in summary["cpu_us_per_request"]:
-        return {}
-    ttft, chunk = summary["added_ttft_us"], summary["cpu_us_per_chunk"]
+    """Return how many times what Cortex costs LiteLLM costs, by dialect; {} without LiteLLM."""
     return {
-        "added_ttft": {
-            n: ratio(sides["litellm"]["p50"], sides["cortex_chat"]["p50"])
-            for n, sides in ttft.items()
-        },
-        "cpu_per_request": ratio_of(summary["cpu_us_per_request"]),
-        "cpu_per_chunk": {n: ratio_of(sides) for n, sides in chunk.items()},
+        dialect: times_in(dialect, summary)
+        for dialect in ("chat", "messages")
+        if f"litellm_{dialect}" in summary["cpu_us_per_request"]
     }
 
 
-def ratio_of(sides: dict[str, float]) -> float:
-    return ratio(sides["litellm"], sides["cortex_chat"])
+def times_in(dialect: str, summary: dict[str, Any]) -> dict[str, Any]:
+    def ratio(sides: dict[str, float]) -> float:
+        return round(sides[f"litellm_{dialect}"] / sides[f"cortex_{dialect}"], 1)
 
-
-def ratio(litellm: float, cortex: float) -> float:
-    return round(litellm / cortex, 1)
+    ttft, chunk = summary["added_ttft_us"], summary["cpu_us_per_chunk"]
+    return {
+        "added_ttft": {
+            n: ratio({name: times["p50"] for name, times in sides.items()})
+            for n, sides in ttft.items()
+        },
+        "cpu_per_request": ratio(summary["cpu_us_per_request"]),
+        "cpu_per_chunk": {n: ratio(sides) for n, sides in chunk.items()},
+    }
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 The virtual environment lives in a cache folder, named for what is in it, and is made once. LiteLLM
 is set up as its documentation advises for production, one worker, and without what would slow it
-down here: no database, no key to check, no log but of errors, no call home.
+down here: no database, no key to check, no log but of errors, no call home. The stub is to it what
+vLLM is, a server that speaks OpenAI's chat: of one like OpenAI itself it would ask the Responses
+API for its Anthropic clients. Chats take it as long either way.
 """
 
 import hashlib
@@ -21,7 +23,7 @@ SETTINGS = """\
 model_list:
   - model_name: stub
     litellm_params:
-      model: openai/stub
+      model: hosted_vllm/stub
       api_base: {endpoint}/v1
       api_key: none
 litellm_settings:

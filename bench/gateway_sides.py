@@ -96,7 +96,8 @@ def running(folder: Path, litellm: Path | None) -> Iterator[Sides]:
             os.environ.update(gateway_litellm.ENVIRONMENT)
             command = partial(gateway_litellm.command, litellm, endpoint, folder)
             process = start("litellm", command, gateway_litellm.HEALTH_PATH)
-            compared.append(Side("litellm", process, CHAT))
+            compared.append(Side("litellm_chat", process, CHAT))
+            compared.append(Side("litellm_messages", process, MESSAGES))
         yield Sides(Side("stub", stub, CHAT), tuple(compared))
 
 

@@ -27,14 +27,22 @@ def test_a_stream_is_as_long_as_asked() -> None:
 
 def test_litellm_is_compared_by_medians_with_the_same_dialect() -> None:
     results = gateway.Results()
-    for side, us in (("cortex_chat", 10.0), ("cortex_messages", 1.0), ("litellm", 400.0)):
+    for side, us in (
+        ("cortex_chat", 10.0),
+        ("litellm_chat", 400.0),
+        ("cortex_messages", 2.0),
+        ("litellm_messages", 50.0),
+    ):
         results.added_ttft[32][side] += [us, us, 100 * us]
         results.per_request[side] += [us, 2 * us, 3 * us]
         results.per_chunk[32][side].append(us)
     assert gateway.times_litellm(results.summary()) == {
-        "added_ttft": {"32": 40.0},
-        "cpu_per_request": 40.0,
-        "cpu_per_chunk": {"32": 40.0},
+        dialect: {
+            "added_ttft": {"32": times},
+            "cpu_per_request": times,
+            "cpu_per_chunk": {"32": times},
+        }
+        for dialect, times in (("chat", 40.0), ("messages", 25.0))
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 
 from cortex_site import http_guard
-from cortex_site.http_guard import GuardedProtocol
+from cortex_site.http_guard import GuardedProtocol, HeadJoiningTransport
 from tests.inference.world import eventually
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -161,3 +161,65 @@ async def test_an_offer_of_http_2_does_not_cost_a_request_its_body(port, upgrade
         for _ in range(2):
             writer.write(head % (offer, len(body)) + body)
             assert await answer(reader) == b"%d" % len(body)
+
+
+class WrittenTransport(asyncio.Transport):
+    """Keeps what is written, piece by piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+        self.has_ended = False
+
+    def write(self, data) -> None:
+        assert not self.has_ended
+        self.pieces.append(data)
+
+    def is_closing(self) -> bool:
+        return self.has_ended
+
+    def close(self) -> None:
+        self.has_ended = True
+
+    def abort(self) -> None:
+        self.has_ended = True
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+async def test_a_head_goes_out_with_what_follows_it_at_once() -> None:
+    transport = WrittenTransport()
+    joining = HeadJoiningTransport(transport, asyncio.get_running_loop())
+    joining.write(HEAD)
+    joining.write(b"first")
+    joining.write(b"second")
+    await asyncio.sleep(0)
+    assert transport.pieces == [HEAD + b"first", b"second"]
+
+
+async def test_a_head_that_nothing_follows_goes_out_alone_in_the_same_turn() -> None:
+    transport = WrittenTransport()
+    joining = HeadJoiningTransport(transport, asyncio.get_running_loop())
+    joining.write(HEAD)
+    await asyncio.sleep(0)
+    assert transport.pieces == [HEAD]
+    joining.write(HEAD)
+    joining.close()
+    assert transport.pieces == [HEAD, HEAD]
+
+
+async def test_who_is_told_to_go_on_is_told_at_once() -> None:
+    transport = WrittenTransport()
+    joining = HeadJoiningTransport(transport, asyncio.get_running_loop())
+    joining.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert len(transport.pieces) == 1
+
+
+async def test_a_connection_that_was_cut_takes_no_head() -> None:
+    transport = WrittenTransport()
+    joining = HeadJoiningTransport(transport, asyncio.get_running_loop())
+    joining.write(HEAD)
+    joining.abort()
+    await asyncio.sleep(0)
+    assert transport.pieces == []

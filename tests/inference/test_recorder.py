@@ -6,6 +6,7 @@ import pytest
 from django.db import DataError, IntegrityError
 
 from inference import recorder as recorder_module
+from inference.models import RequestRecord
 from inference.recorder import Recorder
 from inference.request_facts import RequestFacts
 from neuron_agent.protocol import Usage
@@ -37,6 +38,19 @@ async def test_records_are_written_in_batches_and_the_last_use_told() -> None:
     await eventually(lambda: 7 in port.used)
     assert port.used[7] > port.records[-1].at
     await recorder.stop()
+
+
+async def test_a_request_is_recorded_after_it_was_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    observed: list[RequestRecord] = []
+    monkeypatch.setattr(recorder_module.metrics, "observe", observed.append)
+    recorder = Recorder(RecordedPort(), flush_seconds=3600)
+    recorder.add(some_facts("1"))
+    recorder.add(some_facts("2"))
+    assert not observed
+    await eventually(lambda: len(observed) == 2)
+    recorder.add(some_facts("3"))
+    await eventually(lambda: len(observed) == 3)
+    assert [record.request_id for record in observed] == ["1", "2", "3"]
 
 
 async def test_what_could_not_be_written_is_written_later_in_order() -> None:
