@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_QUEUED = 100_000
 MAX_BATCH = 5_000
-TAKE_IN_SECONDS = 0.01
+TAKE_IN_SECONDS = 0.002
 """Until then nothing is done for a request that has ended: its client may ask the next at once."""
 STOP_SECONDS = 2.0
 RETRY_SECONDS = 0.2
