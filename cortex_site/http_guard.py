@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol, with limits for clients that send slowly or without end.
 
-Beside that it mends three things in uvicorn: a client that leaves has left the request that is
-being answered, also when others queue behind it; an offer of HTTP/2 costs no request its body; and
-the head of an answer goes out together with what follows it at once.
+Beside that it mends four things in uvicorn: a client that leaves has left the request that is being
+answered, also when others queue behind it; an offer of HTTP/2 costs no request its body; the head
+of an answer goes out together with what follows it at once; what is no HTTP is refused in JSON.
 
 It knows bytes and clocks, not paths. A request's head must be there within `HEAD_SECONDS` and be no
 larger than about `MAX_HEAD_BYTES`; its body must keep coming, `BODY_STEP_BYTES` in every
@@ -15,7 +15,14 @@ import re
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from inference.wire import openai
+from inference.wire.errors import InvalidRequest
 
 HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 64 * 1024
@@ -123,6 +130,19 @@ class GuardedProtocol(HttpToolsProtocol):
         self._due_seconds = 0.0
         self._disarm()
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are no HTTP as every other error is told, in the commonest dialect."""
+        answer = openai.DIALECT.error_answer(InvalidRequest(msg), "")
+        headers = (
+            *self.server_state.default_headers,
+            *answer.headers,
+            (b"content-length", str(len(answer.body)).encode()),
+            (b"connection", b"close"),
+        )
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(b"".join((STATUS_LINE[400], *lines, b"\r\n", answer.body)))
+        self.transport.close()
 
     def handle_websocket_upgrade(self) -> None:
         self._due_seconds = 0.0

@@ -27,6 +27,13 @@ class NeuronFailed(Exception):
         self.detail = detail
 
 
+class AnswerTooLong(NeuronFailed):
+    """A neuron answered with more than was to be read of it."""
+
+    def __init__(self) -> None:
+        super().__init__(TransportFailure.BROKEN, "the neuron's answer is too long")
+
+
 class NeuronConnection(asyncio.Protocol):
     """One connection, and the answer that is being read from it."""
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from inference.dispatch.failover import TransportFailure
-from inference.neuron_connection import NeuronConnection, NeuronFailed
+from inference.neuron_connection import AnswerTooLong, NeuronConnection, NeuronFailed
 
 CONNECT_SECONDS = 3.0
 SAME_MOMENT_SECONDS = 1.0
@@ -67,14 +67,14 @@ class NeuronAnswer:
         return await self._connection.next_piece()
 
     async def read(self, max_bytes: int) -> bytes:
-        """Return the whole body. Raises NeuronFailed, also if it is longer than that."""
+        """Return the whole body. Raises NeuronFailed, AnswerTooLong if it is longer than that."""
         pieces: list[bytes] = []
         num_bytes = 0
         while piece := await self.next_piece():
             pieces.append(piece)
             num_bytes += len(piece)
             if num_bytes > max_bytes:
-                raise NeuronFailed(TransportFailure.BROKEN, "the neuron's answer is too long")
+                raise AnswerTooLong
         return b"".join(pieces)
 
     def close(self) -> None:

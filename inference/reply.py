@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from inference.client import JSON_HEADER, Client
 from inference.dispatch.failover import TransportFailure
 from inference.event_stream import EventStream, Where
-from inference.neuron_connection import NeuronFailed
+from inference.neuron_connection import AnswerTooLong, NeuronFailed
 from inference.neuron_stream import NeuronAnswer
 from inference.request_facts import RequestFacts
 from inference.wire import neuron_answer, sse
@@ -25,6 +25,7 @@ from inference.wire.dialect import (
     Operation,
     StreamEncoder,
 )
+from inference.wire.errors import AnswerTooLarge
 from inference.wire.events import ChatEvent, PromptRead
 from neuron_agent.protocol import ControlFrame, Progress
 
@@ -96,7 +97,10 @@ class ForwardedWhole(_Whole):
         self._facts = facts
 
     async def carry(self, answer: NeuronAnswer) -> None:
-        body = await answer.read(MAX_ANSWER_BYTES)
+        try:
+            body = await answer.read(MAX_ANSWER_BYTES)
+        except AnswerTooLong:  # many choices, many embeddings: the neuron did as it was told
+            raise AnswerTooLarge(MAX_ANSWER_BYTES) from None
         outcome = neuron_answer.read_outcome(body)
         if outcome is None:
             raise NeuronFailed(TransportFailure.BROKEN, "the answer cannot be read")

@@ -2,6 +2,7 @@
 
     CortexError                     status  code                   whose fault, does a retry help
     ├── InvalidRequest              400     invalid_request        client; no
+    ├── AnswerTooLarge              400     answer_too_large       client; no
     ├── PathNotFound                404     unknown_url            client; no
     ├── RequestNotFound             404     request_not_found      client; no
     ├── ModelNotFound               404     model_not_found        client; no
@@ -58,6 +59,15 @@ class CortexError(Exception):
 
 class InvalidRequest(CortexError):
     status, type, code = 400, "invalid_request_error", "invalid_request"
+
+
+class AnswerTooLarge(CortexError):
+    status, type, code = 400, "invalid_request_error", "answer_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"The answer would be larger than {limit_bytes >> 20} MB. Ask for less in one request."
+        )
 
 
 class PathNotFound(CortexError):

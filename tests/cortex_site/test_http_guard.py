@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -161,6 +162,16 @@ async def test_an_offer_of_http_2_does_not_cost_a_request_its_body(port, upgrade
         for _ in range(2):
             writer.write(head % (offer, len(body)) + body)
             assert await answer(reader) == b"%d" % len(body)
+
+
+async def test_what_is_no_http_is_refused_in_json(port: int) -> None:
+    async with connection(port) as (reader, writer):
+        writer.write(b"hello?\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert f"content-length: {len(body)}".encode() in head
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
 class WrittenTransport(asyncio.Transport):

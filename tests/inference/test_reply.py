@@ -119,6 +119,20 @@ async def test_an_answer_that_goes_on_for_ever_is_not_collected_for_ever(
         assert (await service.record()).error_code == "upstream_error"
 
 
+async def test_an_answer_that_is_too_large_is_no_fault_of_the_neuron(
+    neuron: FakeNeuron, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(RecordedPort(a_view([a_neuron(neuron.url)], [a_placement()]))) as service:
+        monkeypatch.setattr("inference.reply.MAX_ANSWER_BYTES", 10)
+        for _ in range(4):  # a neuron that fails so often is left alone for a while
+            async with service.chat(stream=False) as answer:
+                error = (await answer.json())["error"]
+                assert (answer.status, error["code"]) == (400, "answer_too_large")
+        monkeypatch.undo()
+        async with service.chat(stream=False) as answer:
+            assert answer.status == 200
+
+
 async def test_who_waited_for_one_neuron_hears_no_more_of_it_once_another_is_asked(
     neuron: FakeNeuron, monkeypatch: pytest.MonkeyPatch
 ) -> None:
