@@ -33,13 +33,6 @@ TOO_LARGE = bytes(40 << 20)
 
 
 @pytest.fixture
-def neuron() -> Iterator[FakeNeuron]:
-    with FakeNeuron() as neuron:
-        neuron.place(MODEL)
-        yield neuron
-
-
-@pytest.fixture
 async def service(neuron: FakeNeuron) -> AsyncIterator[Served]:
     view = a_view([a_neuron(neuron.url)], [a_placement()])
     async with served(RecordedPort(view)) as service:

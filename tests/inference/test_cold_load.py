@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,13 +30,6 @@ from tests.inference.world import (
     eventually,
     served,
 )
-
-
-@pytest.fixture
-def neuron() -> Iterator[FakeNeuron]:
-    with FakeNeuron() as neuron:
-        neuron.place(MODEL)
-        yield neuron
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import io
 import json
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -15,31 +14,15 @@ from fleet.planner.phases import NeuronPhase
 from tests.fakes.neuron import FakeNeuron
 from tests.inference.world import (
     MODEL,
-    RecordedPort,
     Served,
     a_model,
     a_neuron,
     a_placement,
     a_view,
     chat_body,
-    served,
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def neuron() -> Iterator[FakeNeuron]:
-    with FakeNeuron() as neuron:
-        neuron.place(MODEL)
-        yield neuron
-
-
-@pytest.fixture
-async def service(neuron: FakeNeuron) -> AsyncIterator[Served]:
-    view = a_view([a_neuron(neuron.url)], [a_placement()], aliases={"local/large": MODEL})
-    async with served(RecordedPort(view)) as service:
-        yield service
 
 
 async def error_of(service: Served, method: str, path: str, **options: object) -> tuple[int, dict]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
 from math import inf
 from typing import Any
 
@@ -12,14 +11,12 @@ from fleet.planner.phases import NeuronPhase, PlacementPhase
 from tests.fakes.neuron import FakeNeuron, Refusal
 from tests.inference.world import (
     MODEL,
-    RecordedPort,
     Served,
     a_model,
     a_neuron,
     a_placement,
     a_view,
     eventually,
-    served,
 )
 
 pytestmark = pytest.mark.slow
@@ -34,20 +31,6 @@ BODIES: dict[str, dict[str, Any]] = {
 NAMES = {CHAT: "chat", MESSAGE: "messages", RESPONSE: "responses"}
 SAID = "".join(f"word{n} " for n in range(8))
 ALL = pytest.mark.parametrize("path", list(BODIES))
-
-
-@pytest.fixture
-def neuron() -> Iterator[FakeNeuron]:
-    with FakeNeuron() as neuron:
-        neuron.place(MODEL)
-        yield neuron
-
-
-@pytest.fixture
-async def service(neuron: FakeNeuron) -> AsyncIterator[Served]:
-    view = a_view([a_neuron(neuron.url)], [a_placement()], aliases={"local/large": MODEL})
-    async with served(RecordedPort(view)) as service:
-        yield service
 
 
 @pytest.fixture

@@ -38,14 +38,8 @@ from tests.inference.mutation import (
 from tests.inference.raw_http import Connection, Got, Sent, parse_json
 from tests.inference.wire.responses.event_reader import read, told
 from tests.inference.world import (
-    MODEL,
-    RecordedPort,
     Served,
-    a_neuron,
-    a_placement,
-    a_view,
     eventually,
-    served,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -63,20 +57,6 @@ LAST_EVENTS = {
     RESPONSES: (b"event: response.completed\n", b"event: response.incomplete\n"),
     MESSAGES: (b"event: message_stop\n",),
 }
-
-
-@pytest.fixture
-def neuron() -> Iterator[FakeNeuron]:
-    with FakeNeuron() as neuron:
-        neuron.place(MODEL)
-        yield neuron
-
-
-@pytest.fixture
-async def service(neuron: FakeNeuron) -> AsyncIterator[Served]:
-    view = a_view([a_neuron(neuron.url)], [a_placement()], aliases={"local/large": MODEL})
-    async with served(RecordedPort(view)) as service:
-        yield service
 
 
 @contextlib.asynccontextmanager

@@ -4,10 +4,8 @@ import asyncio
 import gzip
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +17,6 @@ from inference.wire.dialect import InferenceRequest
 from inference.wire.errors import Saturated
 from tests.fakes.neuron import FakeNeuron
 from tests.inference.world import (
-    MODEL,
     RecordedPort,
     a_neuron,
     a_placement,
@@ -28,13 +25,6 @@ from tests.inference.world import (
     eventually,
     served,
 )
-
-
-@pytest.fixture
-def neuron() -> Iterator[FakeNeuron]:
-    with FakeNeuron() as neuron:
-        neuron.place(MODEL)
-        yield neuron
 
 
 def a_client(body: bytes, encoding: str = "") -> Client:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
 from math import inf
 from random import Random
 
@@ -23,20 +22,6 @@ from tests.inference.world import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def neuron() -> Iterator[FakeNeuron]:
-    with FakeNeuron() as neuron:
-        neuron.place(MODEL)
-        yield neuron
-
-
-@pytest.fixture
-async def service(neuron: FakeNeuron) -> AsyncIterator[Served]:
-    view = a_view([a_neuron(neuron.url)], [a_placement()], aliases={"local/large": MODEL})
-    async with served(RecordedPort(view)) as service:
-        yield service
 
 
 def frames_of(body: bytes) -> list[bytes]:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,13 +19,6 @@ from tests.inference.world import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def neuron() -> Iterator[FakeNeuron]:
-    with FakeNeuron() as neuron:
-        neuron.place(MODEL)
-        yield neuron
 
 
 async def test_a_client_that_leaves_once_it_has_the_whole_answer_was_served() -> None:

@@ -79,8 +79,8 @@ class Message:
 
 
 @dataclass(slots=True)
-class FunctionCall:
-    """A call of one of the client's functions."""
+class _Call:
+    """A call of one of the client's tools; its pieces are of what it is called with."""
 
     id: str
     call_id: str
@@ -88,28 +88,55 @@ class FunctionCall:
     namespace: str | None = None
     pieces: list[str] = field(default_factory=list)
     grown_by: ClassVar[type] = ToolArgumentsDelta
+    item_type: ClassVar[str]
+    given: ClassVar[str]
+    """The field of what it is called with."""
+    event: ClassVar[str]
 
     def shown(self, status: str) -> Fields:
         namespace = {} if self.namespace is None else {"namespace": self.namespace}
         return {
-            "type": "function_call",
+            "type": self.item_type,
             "id": self.id,
             "status": status,
             "call_id": self.call_id,
             "name": self.name,
             **namespace,
-            "arguments": "".join(self.pieces),
+            self.given: "".join(self.pieces),
         }
 
     def opening(self) -> Sequence[Fields]:
         return []
 
     def delta(self) -> Fields:
-        return {"type": "response.function_call_arguments.delta", "item_id": self.id}
+        return {"type": f"{self.event}.delta", "item_id": self.id}
 
     def closing(self) -> Sequence[Fields]:
-        arguments = {"item_id": self.id, "name": self.name, "arguments": "".join(self.pieces)}
-        return [{"type": "response.function_call_arguments.done", **arguments}]
+        text = {"item_id": self.id, self.given: "".join(self.pieces)}
+        return [{"type": f"{self.event}.done", **text}]
+
+
+@dataclass(slots=True)
+class FunctionCall(_Call):
+    """A call of one of the client's functions."""
+
+    item_type = "function_call"
+    given = "arguments"
+    event = "response.function_call_arguments"
+
+    def closing(self) -> Sequence[Fields]:
+        (done,) = _Call.closing(self)  # slots make a class anew: plain super() is of the old one
+        return [{**done, "name": self.name}]
+
+
+@dataclass(slots=True)
+class CustomToolCall(_Call):
+    """A call of one of the client's tools that take any text."""
+
+    item_type = "custom_tool_call"
+    given = "input"
+    event = "response.custom_tool_call_input"
+    reader: TextReader = field(default_factory=TextReader)
 
 
 @dataclass(slots=True)
@@ -186,41 +213,6 @@ class SummarizedReasoning:
             {"type": "response.reasoning_summary_text.done", **self._place, "text": part["text"]},
             {"type": "response.reasoning_summary_part.done", **self._place, "part": part},
         ]
-
-
-@dataclass(slots=True)
-class CustomToolCall:
-    """A call of one of the client's tools that take any text; its pieces are of that text."""
-
-    id: str
-    call_id: str
-    name: str
-    namespace: str | None = None
-    reader: TextReader = field(default_factory=TextReader)
-    pieces: list[str] = field(default_factory=list)
-    grown_by: ClassVar[type] = ToolArgumentsDelta
-
-    def shown(self, status: str) -> Fields:
-        namespace = {} if self.namespace is None else {"namespace": self.namespace}
-        return {
-            "type": "custom_tool_call",
-            "id": self.id,
-            "status": status,
-            "call_id": self.call_id,
-            "name": self.name,
-            **namespace,
-            "input": "".join(self.pieces),
-        }
-
-    def opening(self) -> Sequence[Fields]:
-        return []
-
-    def delta(self) -> Fields:
-        return {"type": "response.custom_tool_call_input.delta", "item_id": self.id}
-
-    def closing(self) -> Sequence[Fields]:
-        text = {"item_id": self.id, "input": "".join(self.pieces)}
-        return [{"type": "response.custom_tool_call_input.done", **text}]
 
 
 def _with_carried(fields: Fields, item: Reasoning | SummarizedReasoning, status: str) -> Fields:
