@@ -1,10 +1,10 @@
 """The KV cache of CPUs: keys and values per sequence and layer, attended to exactly.
 
 A prompt lies in a slot of its own, contiguous. A slot grows by doubling, but never past the tokens
-that the scheduler's books give its sequence, filled up to a round number: memory follows use.
-Prompts are attended to one by one; sequences that decode move into `dense_blocks`, where one
-product serves all, and back when they end, since what they leave may be another's beginning. A
-neighbour changes nothing. It knows neither requests nor weights.
+that the scheduler's books give its sequence: memory follows use. Prompts are attended to one by
+one on exact lengths; sequences that decode move into `dense_blocks`, where one product serves all,
+and back when they end, since what they leave may be another's beginning. A neighbour changes
+nothing. It knows neither requests nor weights.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuron_agent.engine.forwards.dense_blocks import DenseBlocks
-from neuron_agent.engine.forwards.prompt_attention import Masks, attend_prompt, filled_up
 from neuron_agent.scheduling.batch import Batch, Chunk, Copy
 from neuron_agent.scheduling.pool import KvLayout
 
@@ -55,7 +54,7 @@ class SlotCache:
         self._dense = DenseBlocks()
         self._num_dense = 0  # rows of this step; they come first
         self._pieces: tuple[_Piece, ...] = ()  # the others
-        self._masks: Masks = {}  # of this step
+        self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}  # of this step
         self._token_bytes: dict[int, int] = {}  # by layer
 
     def reserve(self, num_tokens: int) -> None:
@@ -156,19 +155,48 @@ class SlotCache:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """query [n, H, D], keys and values [Hkv, C, D] -> [n, H, Dv]."""
-        num_tokens, num_heads, size = query.shape
-        if num_tokens > 1:
-            for kept in (keys, values):
-                kept[:, piece.end : filled_up(piece.end)] = 0  # any numbers would do
-            return attend_prompt(query, keys, values, piece.end, scale, window, self._masks)
-        # One token sees everything: the heads of a group are as good as a row of queries.
-        first = 0 if window is None else max(0, piece.end - window)
+        """query [n, H, D], keys and values [Hkv, C, D] -> [n, H, Dv].
+
+        Heads that share keys are a dimension of their own, so that keys are never copied per head.
+        """
+        num_tokens, num_heads, _ = query.shape
+        # Keys before every token's window are left out; a window inside the chunk needs a mask.
+        first = 0 if window is None else max(0, piece.start - window + 1)
         seen_keys = keys[:, first : piece.end].unsqueeze(1)  # [Hkv, 1, N, D]
         seen_values = values[:, first : piece.end].unsqueeze(1)
-        folded = query.view(len(keys), 1, -1, size)  # [Hkv, 1, G, D]
-        out = F.scaled_dot_product_attention(folded, seen_keys, seen_values, scale=scale)
-        return out.reshape(1, num_heads, -1)
+        groups = query.view(num_tokens, keys.shape[0], -1, query.shape[-1])  # [n, Hkv, G, D]
+        if num_tokens == 1:
+            # One token sees everything: the heads of a group are as good as a row of queries.
+            folded = groups.transpose(0, 1)  # [Hkv, 1, G, D]
+            out = F.scaled_dot_product_attention(folded, seen_keys, seen_values, scale=scale)
+            return out.reshape(1, num_heads, -1)
+        mask = self._mask(num_tokens, piece.start - first, window, query)
+        num_groups = groups.shape[2]
+        out = F.scaled_dot_product_attention(
+            groups.permute(1, 2, 0, 3),  # [Hkv, G, n, D]
+            seen_keys.expand(-1, num_groups, -1, -1),
+            seen_values.expand(-1, num_groups, -1, -1),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+        )
+        return out.permute(2, 0, 1, 3).reshape(num_tokens, num_heads, -1)
+
+    def _mask(
+        self, num_tokens: int, offset: int, window: int | None, like: Tensor
+    ) -> Tensor | None:
+        """Return what to add to the scores [n, offset + n]; None for plain causality.
+
+        It is made once a step, as numbers: attention would turn flags into numbers in every layer.
+        """
+        if window is not None and offset + num_tokens <= window:
+            window = None  # nobody's window ends within these keys
+        if offset == 0 and window is None:
+            return None
+        key = num_tokens, offset, window
+        if key not in self._masks:
+            self._masks[key] = _causal_mask(num_tokens, offset, window, like)
+        return self._masks[key]
 
     def _copy(self, copy: Copy, chunk: Chunk | None) -> None:
         source = self._slots.get(copy.source)
@@ -223,13 +251,12 @@ class SlotCache:
 
 def _room(capacity: int, chunk: Chunk) -> int:
     """Return how many tokens a slot should hold so that the chunk fits."""
-    needed = filled_up(chunk.end)
-    if capacity >= needed:
+    if capacity >= chunk.end:
         return capacity
     capacity = capacity or FIRST_TOKENS
-    while capacity < needed:
+    while capacity < chunk.end:
         capacity *= 2
-    return max(needed, min(capacity, filled_up(chunk.reserved_tokens)))
+    return max(chunk.end, min(capacity, chunk.reserved_tokens))
 
 
 def _make_room(slot: _Slot, capacity: int, kept_tokens: int) -> None:
@@ -260,3 +287,12 @@ def _new_layer(slot: _Slot, layer: int, key: Tensor, value: Tensor) -> tuple[Ten
 def _by_token(stored: Tensor) -> Tensor:
     """[Hkv, C, D] -> [C, Hkv, D], as a step's keys come."""
     return stored.transpose(0, 1)
+
+
+def _causal_mask(num_tokens: int, offset: int, window: int | None, like: Tensor) -> Tensor:
+    """[n, offset + n]: 0 where a token may look, minus infinity where not."""
+    may_look = torch.ones(num_tokens, offset + num_tokens, dtype=torch.bool).tril(offset)
+    if window is not None:
+        may_look = may_look.triu(offset - window + 1)
+    mask = torch.zeros(may_look.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(~may_look.to(like.device), float("-inf"))

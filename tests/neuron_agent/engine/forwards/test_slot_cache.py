@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neuron_agent.engine.forwards import slot_cache
-from neuron_agent.engine.forwards.prompt_attention import filled_up
 from neuron_agent.engine.forwards.slot_cache import FIRST_TOKENS, SlotCache
 from neuron_agent.scheduling.batch import Batch, Chunk, Copy
 
@@ -175,11 +174,11 @@ def test_writing_a_chunk_again_replaces_it() -> None:
     assert_same(mine, sequence.attended()[4:])
 
 
-def test_a_slot_never_takes_more_than_is_reserved_but_to_be_round() -> None:
+def test_a_slot_never_takes_more_than_is_reserved() -> None:
     length = FIRST_TOKENS + 1
     cache = SlotCache()
     attend(cache, (chunk(0, 0, length, reserved=70), Sequence(length, 2, 1, 1).rows(0, length)))
-    assert cache.allocated_bytes == filled_up(70) * cache.token_bytes
+    assert cache.allocated_bytes == 70 * cache.token_bytes
 
 
 def test_memory_that_ran_out_in_mid_growth_loses_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
