@@ -60,7 +60,11 @@ class Recorder:
     def _take_in(self) -> None:
         ended, self._ended = self._ended, []
         for facts in ended:
-            self._record(facts.record())
+            try:
+                self._record(facts.record())
+            except Exception as error:  # a bug of ours, and no reason to lose the others
+                metrics.count_lost_records(1)
+                self._complain("A request could not be recorded", error)
 
     def _record(self, record: RequestRecord) -> None:
         if len(self._queue) < MAX_QUEUED:
@@ -82,8 +86,9 @@ class Recorder:
             async with asyncio.timeout(STOP_SECONDS):
                 if self._task is not None:
                     await self._task
-                while not await self.flush():  # noqa: ASYNC110 (nobody tells when it is back)
+                while not await self.flush() or self._ended:  # noqa: ASYNC110 (nobody tells)
                     await asyncio.sleep(RETRY_SECONDS)
+        self._take_in()
         if self._queue:
             metrics.count_lost_records(len(self._queue))
             log.error("%d request records were lost: no database", len(self._queue))

@@ -91,6 +91,38 @@ async def test_stopping_without_a_database_ends_and_says_what_is_lost(
     assert "1 request records were lost" in caplog.text
 
 
+async def test_what_comes_during_the_last_write_is_written_too() -> None:
+    class Slow(RecordedPort):
+        async def note_used(self, last_used_by_placement):  # type: ignore[no-untyped-def]
+            if len(self.records) == 1:
+                recorder.add(some_facts("late"))
+            await super().note_used(last_used_by_placement)
+
+    port = Slow()
+    recorder = Recorder(port, flush_seconds=3600)
+    recorder.start()
+    recorder.add(some_facts("1"))
+    await recorder.stop()
+    assert [record.request_id for record in port.records] == ["1", "late"]
+
+
+async def test_facts_that_make_no_record_do_not_take_others_with_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost: list[int] = []
+    monkeypatch.setattr(recorder_module.metrics, "count_lost_records", lost.append)
+    port = RecordedPort()
+    recorder = Recorder(port, flush_seconds=3600)
+    for name, began in (("1", 1.0), ("2", None), ("3", 1.0)):
+        facts = some_facts(name)
+        facts.began = began  # type: ignore[assignment]
+        recorder.add(facts)
+    assert await recorder.flush()
+    assert [record.request_id for record in port.records] == ["1", "3"]
+    assert sum(lost) == 1
+    assert "could not be recorded" in caplog.text
+
+
 async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "MAX_QUEUED", 2)
     port = RecordedPort()

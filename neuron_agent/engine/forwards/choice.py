@@ -54,11 +54,11 @@ def choose_forward(model: PreTrainedModel, dtype: torch.dtype, quant: str | None
     attention_as_loaded = model.config._attn_implementation
     if attention_windows(model) is not None:
         if can_be_fused(model):
-            fused = FusedForward(model, _new_cache(model.device))
+            fused = FusedForward(model, _new_cache(model))
             if _is_right(fused, probe):
                 fused.settle()
                 return _chosen(fused, fused.cache, probe)
-        packed = PackedForward(model, _new_cache(model.device))
+        packed = PackedForward(model, _new_cache(model))
         if _is_right(packed, probe) and packed.windows == attention_windows(model):
             pack_linears(model)
             return _chosen(packed, packed.cache, probe)
@@ -71,13 +71,26 @@ def choose_forward(model: PreTrainedModel, dtype: torch.dtype, quant: str | None
     return Chosen(slow, kv_token_bytes_of(model.config, dtype))
 
 
-def _new_cache(device: torch.device) -> KvCache:
+KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
+
+
+def _new_cache(model: PreTrainedModel) -> KvCache:
+    device = model.device
     if device.type == "cuda":
         # Only where there is a GPU: a CPU host need not have what its kernels are made of.
         from neuron_agent.engine.cuda.paged import new_cuda_cache
 
         return new_cuda_cache(device)
-    return SlotCache()
+    # A bias of keys may be large. All scores have it in common and shares do not show it, but of
+    # scores in bfloat16 it leaves few digits: they are not such where sequences attend alone.
+    return SlotCache(may_join=model.dtype != torch.bfloat16 or not _has_key_bias(model))
+
+
+def _has_key_bias(model: PreTrainedModel) -> bool:
+    return any(
+        name.rpartition(".")[2] in KEY_PROJECTIONS and getattr(module, "bias", None) is not None
+        for name, module in model.named_modules()
+    )
 
 
 def _chosen(forward: FusedForward | PackedForward, cache: KvCache, probe: _Probe) -> Chosen:

@@ -44,12 +44,17 @@ class _Piece:
 
 
 class SlotCache:
-    """Storage by slot and layer. Writing at position 0 starts a slot anew."""
+    """Storage by slot and layer. Writing at position 0 starts a slot anew.
+
+    `may_join`: sequences that decode may be attended to together. In bfloat16 their scores are
+    rounded then.
+    """
 
     layout = KvLayout.SLOTS
     block_tokens = 1
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_join: bool = True) -> None:
+        self.may_join = may_join
         self._slots: dict[int, _Slot] = {}
         self._dense = DenseBlocks()
         self._num_dense = 0  # rows of this step; they come first
@@ -85,6 +90,8 @@ class SlotCache:
         One alone does not move in for the sake of nobody. It is not worth moving out either.
         """
         num_leading = 0
+        if not self.may_join:
+            return ()
         while num_leading < len(chunks) and self._continues(chunks[num_leading]):
             num_leading += 1
         is_alone = num_leading == 1 and chunks[0].slot not in self._dense.slots

@@ -223,3 +223,25 @@ def test_attention_keeps_the_dtype(dtype: torch.dtype) -> None:
     cache = SlotCache()
     cache.begin(Batch((chunk(0, 0, 5),)))
     assert cache.attend(0, *rows, SCALE).dtype == dtype
+
+
+@pytest.mark.parametrize("may_join", [True, False])
+def test_where_scores_have_much_in_common_sequences_attend_alone(may_join: bool) -> None:
+    """As with keys that have a large bias: rounded scores would say little of their differences."""
+    length = 100
+    cache, sequences = SlotCache(may_join=may_join), []
+    for slot in (0, 1):
+        sequence = Sequence(length, 2, 2, seed=slot)
+        sequence.query[..., 0], sequence.key[..., 0] = 30.0, 30.0
+        sequences.append(sequence)
+        rows = tuple(tensor.bfloat16() for tensor in sequence.rows(0, length - 1))
+        attend(cache, (chunk(slot, 0, length - 1), rows))
+    pieces = [
+        (chunk(slot, length - 1, 1), tuple(t.bfloat16() for t in each.rows(length - 1, length)))
+        for slot, each in enumerate(sequences)
+    ]
+    error = max(
+        (out[0].float() - each.attended()[-1]).abs().max().item()
+        for out, each in zip(attend(cache, *pieces), sequences, strict=True)
+    )
+    assert (error < 0.02) == (not may_join)
