@@ -132,7 +132,13 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are no HTTP as every other error is told, in the commonest dialect."""
+        """Refuse bytes that are no HTTP as every other error is told, in the commonest dialect.
+
+        Not in the middle of an answer, which would look as if it were part of that.
+        """
+        if self.cycle is not None and self.cycle.response_started and not self._is_answered():
+            self._close()
+            return
         answer = openai.DIALECT.error_answer(InvalidRequest(msg), "")
         headers = (
             *self.server_state.default_headers,

@@ -174,6 +174,22 @@ async def test_what_is_no_http_is_refused_in_json(port: int) -> None:
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
+async def test_an_answer_is_not_gone_on_with_by_a_refusal(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def streaming(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"piece", "more_body": True})
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(f"{__name__}.application", streaming)
+    async with connection(port) as (reader, writer):
+        writer.write(GET)
+        assert b"200 OK" in await reader.readuntil(b"piece\r\n")
+        writer.write(b"hello?\r\n\r\n")
+        assert await is_closed(reader)
+
+
 class WrittenTransport(asyncio.Transport):
     """Keeps what is written, piece by piece."""
 

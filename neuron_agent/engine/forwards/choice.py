@@ -28,6 +28,9 @@ from neuron_agent.engine.refusals import LoadRefused
 from neuron_agent.protocol import ErrorCode
 from neuron_agent.scheduling.pool import KvLayout
 
+KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
+"""What layers that make keys are called, alone or joined with others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -71,9 +74,6 @@ def choose_forward(model: PreTrainedModel, dtype: torch.dtype, quant: str | None
     return Chosen(slow, kv_token_bytes_of(model.config, dtype))
 
 
-KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
-
-
 def _new_cache(model: PreTrainedModel) -> KvCache:
     device = model.device
     if device.type == "cuda":
@@ -81,8 +81,8 @@ def _new_cache(model: PreTrainedModel) -> KvCache:
         from neuron_agent.engine.cuda.paged import new_cuda_cache
 
         return new_cuda_cache(device)
-    # A bias of keys may be large. All scores have it in common and shares do not show it, but of
-    # scores in bfloat16 it leaves few digits: they are not such where sequences attend alone.
+    # A bias of keys may be large. All scores have it in common, so their shares do not show it, but
+    # it leaves few digits of scores that are rounded.
     return SlotCache(may_join=model.dtype != torch.bfloat16 or not _has_key_bias(model))
 
 

@@ -89,9 +89,9 @@ class SlotCache:
 
         One alone does not move in for the sake of nobody. It is not worth moving out either.
         """
-        num_leading = 0
         if not self.may_join:
             return ()
+        num_leading = 0
         while num_leading < len(chunks) and self._continues(chunks[num_leading]):
             num_leading += 1
         is_alone = num_leading == 1 and chunks[0].slot not in self._dense.slots
