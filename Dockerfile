@@ -20,8 +20,8 @@ ENTRYPOINT ["python", "manage.py"]
 CMD ["serve", "--role", "gateway"]
 
 FROM base AS neuron
-# The Triton kernels are compiled on the host they run on.
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+# The kernels, Triton's and those for CPUs, are compiled on the host they run on.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY constraints.txt requirements-neuron.txt ./
 RUN pip install -r requirements-neuron.txt

@@ -11,7 +11,7 @@ run: $(VENV)/installed ## serve the demo model on this machine
 	@exec $(BIN)/python manage.py up
 
 test: $(VENV)/installed-dev ## everything, on the embedded defaults and on PostgreSQL + Redis
-	@tests/install_servers.sh
+	@tests/install_programs.sh
 	$(BIN)/python -m pytest -o addopts="--strict-markers --strict-config"
 
 test-clients: $(VENV)/installed-dev ## Claude Code, Codex, opencode and the SDKs, all real; needs node

@@ -30,12 +30,12 @@ from transformers import (
 VOCABULARY_SIZE = 211
 CONTEXT_TOKENS = 512
 SHAPE = {
-    "hidden_size": 64,
+    "hidden_size": 128,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 16,
+    "head_dim": 32,
     "vocab_size": VOCABULARY_SIZE,
     "max_position_embeddings": CONTEXT_TOKENS,
     # Wide enough that the best token leads by more than rounding.

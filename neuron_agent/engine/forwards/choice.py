@@ -28,9 +28,6 @@ from neuron_agent.engine.refusals import LoadRefused
 from neuron_agent.protocol import ErrorCode
 from neuron_agent.scheduling.pool import KvLayout
 
-KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
-"""What layers that make keys are called, alone or joined with others."""
-
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -81,16 +78,7 @@ def _new_cache(model: PreTrainedModel) -> KvCache:
         from neuron_agent.engine.cuda.paged import new_cuda_cache
 
         return new_cuda_cache(device)
-    # A bias of keys may be large. All scores have it in common, so their shares do not show it, but
-    # it leaves few digits of scores that are rounded.
-    return SlotCache(may_join=model.dtype != torch.bfloat16 or not _has_key_bias(model))
-
-
-def _has_key_bias(model: PreTrainedModel) -> bool:
-    return any(
-        name.rpartition(".")[2] in KEY_PROJECTIONS and getattr(module, "bias", None) is not None
-        for name, module in model.named_modules()
-    )
+    return SlotCache()
 
 
 def _chosen(forward: FusedForward | PackedForward, cache: KvCache, probe: _Probe) -> Chosen:

@@ -5,7 +5,7 @@ gate and up another. Nothing is computed that no row asks for: the last layer en
 for all rows but the wanted ones. It knows no request, and not how the cache attends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from neuron_agent.engine.cpu.native import native
+from neuron_agent.engine.cpu.steps import NativeSteps, can_step
 from neuron_agent.engine.forwards.forward import Computed, pack
 from neuron_agent.engine.forwards.kv_cache import KvCache
 from neuron_agent.engine.forwards.layer_kinds import attention_windows
+from neuron_agent.engine.forwards.layer_steps import LayerSteps, StepShape, TorchSteps
 from neuron_agent.engine.forwards.linear import join_linears
 from neuron_agent.engine.forwards.packing import packed
 from neuron_agent.engine.forwards.quantize import Int8Linear, join_int8
@@ -81,14 +84,13 @@ class FusedForward:
         self._num_shared: int = model.config.num_key_value_heads
         self._num_heads: int = model.config.num_attention_heads
         self._scale: float = attention.scaling
-        self._epsilon: float = body.norm.variance_epsilon
         self._embedding: Tensor = body.embed_tokens.weight
         self._norm: Tensor = body.norm.weight
-        self._rotary: Any = body.rotary_emb
         self._head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._layers = [
             self._joined(block, windows[index]) for index, block in enumerate(body.layers)
         ]
+        self._steps = self._steps_for(model)
 
     @property
     def layout(self) -> KvLayout:
@@ -112,7 +114,7 @@ class FusedForward:
         To be called between the cache's `begin` and the step's end.
         """
         states = F.embedding(ids, self._embedding)  # [T, hidden]
-        turns = self._turns(positions, states.dtype)
+        turns = self._steps.turns(positions, states.dtype)
         last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
             attended = self._attend(index, layer, states, turns)  # [T, H * D]
@@ -121,10 +123,9 @@ class FusedForward:
                 if not len(rows):
                     break  # nobody asks: the cache is filled, that is all
             states = states.add_(layer.output(attended))
-            normed = F.rms_norm(states, states.shape[1:], layer.mlp_norm, self._epsilon)
-            gate, up = layer.gate_up(normed).chunk(2, -1)  # [T, intermediate] each
-            states = states.add_(layer.down(F.silu(gate).mul_(up)))
-        return F.rms_norm(states, states.shape[1:], self._norm, self._epsilon)
+            gate_up = layer.gate_up(self._steps.norm(states, layer.mlp_norm))
+            states = states.add_(layer.down(self._steps.gated(gate_up)))
+        return self._steps.norm(states, self._norm)
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden] -> logits [R, V]."""
@@ -133,40 +134,36 @@ class FusedForward:
         logits: Tensor = self._head(hidden)
         return logits
 
-    def _attend(
-        self, index: int, layer: _Layer, states: Tensor, turns: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def _attend(self, index: int, layer: _Layer, states: Tensor, turns: Tensor) -> Tensor:
         """states [T, hidden] -> what the heads saw [T, H * D]."""
-        normed = F.rms_norm(states, states.shape[1:], layer.input_norm, self._epsilon)
-        heads = layer.query_key_value(normed).view(len(states), -1, self._head_size)
-        num_turned = self._num_heads + self._num_shared
-        turned = heads[:, :num_turned]  # [T, H + Hkv, D]: queries, then keys
-        if layer.head_norms is not None:
-            turned = F.rms_norm(turned, turned.shape[2:], None, self._epsilon)
-            turned = turned.mul_(layer.head_norms)
-        cosines, sines = turns
-        swapped = turned.roll(self._head_size // 2, -1)
-        turned = torch.mul(turned, cosines).addcmul_(swapped, sines)
-        out = self.cache.attend(
-            index,
-            turned[:, : self._num_heads],
-            turned[:, self._num_heads :],
-            heads[:, num_turned:],
-            self._scale,
-            layer.window,
-        )  # [T, H, D]
-        return out.reshape(len(states), -1)
+        rows = layer.query_key_value(self._steps.norm(states, layer.input_norm))
+        turned = self._steps.turned(rows, turns, layer.head_norms)  # [T, H + Hkv, D]
+        values = rows.view(len(rows), -1, self._head_size)[:, turned.shape[1] :]
+        queries, keys = turned[:, : self._num_heads], turned[:, self._num_heads :]
+        out = self.cache.attend(index, queries, keys, values, self._scale, layer.window)
+        return out.reshape(len(states), -1)  # of [T, H, D]
 
-    def _turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions [T] -> cosines and sines [T, 1, D], the first half of the sines negative.
+    def _steps_for(self, model: PreTrainedModel) -> LayerSteps:
+        body: Any = model.base_model
+        shape = StepShape(
+            num_turned=self._num_heads + self._num_shared,
+            head_size=self._head_size,
+            epsilon=body.norm.variance_epsilon,
+            frequencies=body.rotary_emb.inv_freq,
+            turn_scale=body.rotary_emb.attention_scaling,
+        )
+        kernels = native() if self._device.type == "cpu" else None
+        widths = model.config.hidden_size, model.config.intermediate_size
+        is_like_states = all(norm.dtype == self._embedding.dtype for norm in self._norms())
+        if kernels and is_like_states and can_step(self._norm.dtype, self._head_size, *widths):
+            return NativeSteps(shape, kernels)
+        return TorchSteps(shape)
 
-        So `x * cosines + (x with its halves swapped) * sines` turns a head by its position.
-        """
-        angles = positions.float().unsqueeze(1) * self._rotary.inv_freq  # [T, D / 2]
-        cosines, sines = angles.cos(), angles.sin()
-        both = torch.cat((cosines, cosines, -sines, sines), 1)  # [T, 2 * D]
-        both = both.mul_(self._rotary.attention_scaling).to(dtype).unsqueeze(1)
-        return both[..., : self._head_size], both[..., self._head_size :]
+    def _norms(self) -> Iterator[Tensor]:
+        yield self._norm
+        for layer in self._layers:
+            heads = () if layer.head_norms is None else (layer.head_norms,)
+            yield from (layer.input_norm, layer.mlp_norm, *heads)
 
     # --- weights -------------------------------------------------------------------------------
 

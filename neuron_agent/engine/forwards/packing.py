@@ -4,20 +4,39 @@ Packing gives the same products in half the time at few rows. A packed layer sti
 `weight` to code that reads it instead of calling the layer, but only as a copy made on the spot.
 """
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from neuron_agent.engine.cpu.products import NativeInt8Linear, NativeLinear, can_multiply
 from neuron_agent.engine.forwards.linear import PackedLinear, can_pack
 from neuron_agent.engine.forwards.quantize import Int8Linear, PackedInt8Linear, can_pack_int8
 
 
 def packed(linear: nn.Module) -> nn.Module:
     """Return the layer packed, or itself where there is nothing to pack."""
+    if _has_native(linear):
+        if isinstance(linear, Int8Linear):
+            return NativeInt8Linear(linear.rounded, linear.scales, linear.bias)
+        assert isinstance(linear, nn.Linear)
+        return NativeLinear(linear)
     if type(linear) is nn.Linear and linear.weight.device.type == "cpu":
         return PackedLinear(linear) if can_pack(linear.weight.dtype) else linear
     if isinstance(linear, Int8Linear) and linear.rounded.device.type == "cpu":
         return PackedInt8Linear(linear) if can_pack_int8() else linear
     return linear
+
+
+def _has_native(linear: nn.Module) -> bool:
+    if type(linear) is nn.Linear:
+        weight = linear.weight
+        is_bfloat16 = weight.dtype == torch.bfloat16
+    elif isinstance(linear, Int8Linear):
+        weight = linear.rounded
+        is_bfloat16 = linear.dtype == torch.bfloat16
+    else:
+        return False
+    return is_bfloat16 and weight.device.type == "cpu" and can_multiply(linear.in_features)
 
 
 def pack_linears(model: PreTrainedModel) -> None:

@@ -1,10 +1,8 @@
-"""The KV cache of CPUs: keys and values per sequence and layer, attended to exactly.
+"""The KV cache of CPUs: contiguous keys and values per sequence and layer, attended to exactly.
 
-A prompt lies in a slot of its own, contiguous. A slot grows by doubling, but never past the tokens
-that the scheduler's books give its sequence: memory follows use. Prompts are attended to one by
-one on exact lengths; sequences that decode move into `dense_blocks`, where one product serves all,
-and back when they end, since what they leave may be another's beginning. A neighbour changes
-nothing. It knows neither requests nor weights.
+A slot grows by doubling, but never past the tokens that the scheduler's books give its sequence:
+memory follows use. Each sequence is attended to on its exact length, where there are compiled
+kernels all of a step in one call; a neighbour changes nothing. It knows no request and no weight.
 """
 
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuron_agent.engine.forwards.dense_blocks import DenseBlocks
+from neuron_agent.engine.cpu.attention import StepAttention, can_attend
 from neuron_agent.scheduling.batch import Batch, Chunk, Copy
 from neuron_agent.scheduling.pool import KvLayout
 
@@ -23,10 +21,7 @@ FIRST_TOKENS = 64
 
 @dataclass(slots=True)
 class _Slot:
-    """What is kept of one sequence: per layer, room for `capacity` tokens.
-
-    Nothing while the sequence decodes: then all of it is in the dense blocks.
-    """
+    """What is kept of one sequence: per layer, room for `capacity` tokens."""
 
     capacity: int = 0
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # each [Hkv, C, D]
@@ -42,23 +37,21 @@ class _Piece:
     start: int
     end: int
 
+    @property
+    def num_rows(self) -> int:
+        return self.end_row - self.first_row
+
 
 class SlotCache:
-    """Storage by slot and layer. Writing at position 0 starts a slot anew.
-
-    `may_join`: sequences that decode may be attended to together. In bfloat16 their scores are
-    rounded then.
-    """
+    """Storage by slot and layer. Writing at position 0 starts a slot anew."""
 
     layout = KvLayout.SLOTS
     block_tokens = 1
 
-    def __init__(self, *, may_join: bool = True) -> None:
-        self.may_join = may_join
+    def __init__(self) -> None:
         self._slots: dict[int, _Slot] = {}
-        self._dense = DenseBlocks()
-        self._num_dense = 0  # rows of this step; they come first
-        self._pieces: tuple[_Piece, ...] = ()  # the others
+        self._pieces: tuple[_Piece, ...] = ()  # of this step; those of a single row come first
+        self._together: StepAttention | None = None  # the same pieces for the kernels
         self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}  # of this step
         self._token_bytes: dict[int, int] = {}  # by layer
 
@@ -70,56 +63,20 @@ class SlotCache:
     def begin(self, batch: Batch) -> None:
         """Make room for what the batch will write, and carry out its copies.
 
-        1. Sequences that do not decode now leave the dense blocks.
-        2. Copies in their order; the target gets at once the room that its chunk asks for.
-        3. Room for every chunk, in all layers that are known: layers then write and ask nothing.
+        1. Copies in their order; the target gets at once the room that its chunk asks for.
+        2. Room for every chunk, in all layers that are known: layers then write and ask nothing.
         """
-        decoding = self._decoders(batch.chunks)
-        for number in set(self._dense.slots) - {chunk.slot for chunk in decoding}:
-            self._leave_dense(number)
         wanted = {chunk.slot: chunk for chunk in batch.chunks}
         for copy in batch.copies:
             self._copy(copy, wanted.get(copy.target))
-        self._begin_dense(decoding)
-        self._pieces = tuple(self._pieces_of(batch.chunks[len(decoding) :], len(decoding)))
+        pieces = self._pieces_of(batch.chunks)
+        self._pieces = tuple(sorted(pieces, key=lambda piece: piece.num_rows > 1))
+        self._together = None
         self._masks.clear()
 
-    def _decoders(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
-        """Return the leading chunks that decode in the dense blocks: all that continue a sequence.
-
-        One alone does not move in for the sake of nobody. It is not worth moving out either.
-        """
-        if not self.may_join:
-            return ()
-        num_leading = 0
-        while num_leading < len(chunks) and self._continues(chunks[num_leading]):
-            num_leading += 1
-        is_alone = num_leading == 1 and chunks[0].slot not in self._dense.slots
-        return () if is_alone else chunks[:num_leading]
-
-    def _continues(self, chunk: Chunk) -> bool:
-        slot = self._slots.get(chunk.slot)
-        is_kept = chunk.slot in self._dense.slots or (slot is not None and slot.layers)
-        return bool(chunk.is_decode and chunk.start and is_kept)
-
-    def _begin_dense(self, decoding: Sequence[Chunk]) -> None:
-        for chunk in decoding:
-            if chunk.slot not in self._dense.slots:
-                self._dense.put(chunk.slot, self._slots[chunk.slot].layers, chunk.start)
-                self._slots[chunk.slot] = _Slot()
-            self._dense.extend(chunk.slot, chunk.end)
-        self._dense.begin([chunk.slot for chunk in decoding])
-        self._num_dense = len(decoding)
-
-    def _leave_dense(self, number: int) -> None:
-        layers = self._dense.read(number)
-        self._dense.drop(number)
-        capacity = next(iter(layers.values()))[0].shape[1]
-        self._slots[number] = _Slot(capacity, layers)
-
-    def _pieces_of(self, chunks: Sequence[Chunk], row: int) -> list[_Piece]:
-        """Lay these chunks behind each other, from a row on; every one gets its room."""
-        pieces = []
+    def _pieces_of(self, chunks: Sequence[Chunk]) -> list[_Piece]:
+        """Lay the chunks behind each other; every one gets its room."""
+        pieces, row = [], 0
         for chunk in chunks:
             slot = self._slots.setdefault(chunk.slot, _Slot())
             _make_room(slot, _room(slot.capacity, chunk), kept_tokens=chunk.start)
@@ -140,18 +97,40 @@ class SlotCache:
         """query [T, H, D], key and value [T, Hkv, D] -> [T, H, Dv]. See KvCache."""
         if layer not in self._token_bytes:
             self._token_bytes[layer] = (key[0].numel() + value[0].numel()) * key.itemsize
-        outputs = []
-        if self._num_dense:
-            rows = slice(self._num_dense)
-            out = self._dense.attend(layer, query[rows], key[rows], value[rows], scale, window)
-            outputs.append(out)
-        for piece in self._pieces:
-            keys, values = piece.slot.layers.get(layer) or _new_layer(piece.slot, layer, key, value)
+        kept = [
+            piece.slot.layers.get(layer) or _new_layer(piece.slot, layer, key, value)
+            for piece in self._pieces
+        ]
+        if can_attend(query, key, value):
+            return self._attend_together(kept, query, key, value, scale, window)
+        out = query.new_empty(*query.shape[:2], value.shape[2])
+        for piece, (keys, values) in zip(self._pieces, kept, strict=True):
             rows = slice(piece.first_row, piece.end_row)
             keys[:, piece.start : piece.end] = key[rows].transpose(0, 1)
             values[:, piece.start : piece.end] = value[rows].transpose(0, 1)
-            outputs.append(self._attend_piece(piece, query[rows], keys, values, scale, window))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            out[rows] = self._attend_piece(piece, query[rows], keys, values, scale, window)
+        return out
+
+    def _attend_together(
+        self,
+        kept: Sequence[tuple[Tensor, Tensor]],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attend by the kernels; what they do not attend to, one sequence after the other."""
+        if self._together is None:
+            self._together = StepAttention(
+                (piece.slot.capacity, piece.first_row, piece.num_rows, piece.start)
+                for piece in self._pieces
+            )
+        out, num_done = self._together.attend(kept, query, key, value, scale, window)
+        for piece, (keys, values) in zip(self._pieces[num_done:], kept[num_done:], strict=True):
+            rows = slice(piece.first_row, piece.end_row)
+            out[rows] = self._attend_piece(piece, query[rows], keys, values, scale, window)
+        return out
 
     def _attend_piece(
         self,
@@ -209,14 +188,12 @@ class SlotCache:
         source = self._slots.get(copy.source)
         if source is None or copy.source == copy.target:
             return  # nothing was ever kept there, or it is in its place already
-        is_dense = copy.source in self._dense.slots
-        kept = self._dense.read(copy.source, copy.num_tokens) if is_dense else source.layers
         target = self._slots.setdefault(copy.target, _Slot())
         capacity = max(copy.num_tokens, _room(0, chunk) if chunk else 0)
         if target.capacity < capacity:
             target.layers.clear()
             target.capacity = capacity
-        for layer, pair in kept.items():
+        for layer, pair in source.layers.items():
             mine = target.layers.get(layer) or _new_layer(target, layer, *map(_by_token, pair))
             for old, new in zip(pair, mine, strict=True):
                 new[:, : copy.num_tokens] = old[:, : copy.num_tokens]
@@ -226,17 +203,15 @@ class SlotCache:
     def release(self, slot: int) -> None:
         """Forget a slot; its memory is free again."""
         self._slots.pop(slot, None)
-        self._dense.drop(slot)
         self._end_step()
 
     def clear(self) -> None:
         self._slots.clear()
-        self._dense.clear()
         self._end_step()
 
     def _end_step(self) -> None:
         self._pieces = ()
-        self._num_dense = 0
+        self._together = None
         self._masks.clear()
 
     @property
@@ -247,8 +222,7 @@ class SlotCache:
     @property
     def allocated_bytes(self) -> int:
         layers = [pair for slot in self._slots.values() for pair in slot.layers.values()]
-        in_slots = sum(tensor.nbytes for pair in layers for tensor in pair)
-        return in_slots + self._dense.allocated_bytes
+        return sum(tensor.nbytes for pair in layers for tensor in pair)
 
     @property
     def token_bytes(self) -> int:

@@ -140,7 +140,7 @@ def test_int8_is_made_as_the_tensors_come(
 
 def test_llamas_stretched_rotation_is_in_a_tensor(tmp_path: Path) -> None:
     model = build("llama")
-    divisors = torch.linspace(1, 8, 8)
+    divisors = torch.linspace(1, 8, 16)
     path = write_gguf(tmp_path / "m.gguf", model, extra_tensors={"rope_freqs.weight": divisors})
     model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq / divisors
     assert torch.equal(logits(read(path)), logits(model))

@@ -147,7 +147,7 @@ def test_a_config_that_contradicts_itself_is_refused(folder: Path) -> None:
 
 
 def test_weights_of_other_shapes_than_the_config_says_are_refused(folder: Path) -> None:
-    change_config(folder, hidden_size=128)
+    change_config(folder, hidden_size=64)
     refusal = refusal_of(folder)
     assert refusal.code == ErrorCode.LOAD_FAILED
     assert "shapes" in refusal.message

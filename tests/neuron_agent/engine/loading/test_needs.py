@@ -89,4 +89,4 @@ def test_a_smaller_context_needs_less() -> None:
 
 def test_every_layer_keeps_keys_and_values_of_its_shared_heads() -> None:
     config = build_tiny("qwen3").config
-    assert kv_token_bytes_of(config, torch.bfloat16) == 2 * 2 * 2 * 16 * 2
+    assert kv_token_bytes_of(config, torch.bfloat16) == 2 * 2 * 2 * 32 * 2

@@ -1,0 +1,136 @@
+// Products with packed weights, at one row as fast as memory is read, at many as fast as is counted.
+//
+// Packed weights lie in groups of sixteen outputs: four bytes of each output's row, then the next
+// four bytes (two bfloat16, or four int8). One instruction multiplies them with the same four bytes
+// of an input row and adds up, a lane per output.
+
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "vectors.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define CORTEX_HAS_PRODUCTS 1
+
+namespace cortex {
+
+constexpr int ROWS = 6;    // of a tile: with
+constexpr int GROUPS = 4;  // all sums of a tile stay in registers
+
+struct BFloat16Pairs {
+    typedef __m512 Sums;
+    static Sums add(Sums sums, __m512i inputs, __m512i weights) {
+        return _mm512_dpbf16_ps(sums, (__m512bh)inputs, (__m512bh)weights);
+    }
+};
+
+struct Int8Fours {
+    typedef __m512i Sums;
+    static Sums add(Sums sums, __m512i inputs, __m512i weights) {
+        return _mm512_dpbusd_epi32(sums, inputs, weights);
+    }
+};
+
+// inputs: NUM_ROWS rows of `num_steps` times four bytes; weights: NUM_GROUPS packed groups.
+template <class Kind, int NUM_ROWS, int NUM_GROUPS>
+inline void multiply(const int32_t *inputs, const int32_t *weights, int64_t num_steps,
+                     typename Kind::Sums (&sums)[ROWS][GROUPS]) {
+    typename Kind::Sums kept[NUM_ROWS][NUM_GROUPS] = {};
+    for (int64_t step = 0; step < num_steps; step++) {
+        __m512i columns[NUM_GROUPS];
+        for (int group = 0; group < NUM_GROUPS; group++) {
+            const int32_t *column = weights + (group * num_steps + step) * LANES;
+            columns[group] = _mm512_loadu_si512(column);
+            _mm_prefetch((const char *)(column + NUM_GROUPS * num_steps * LANES), _MM_HINT_T1);
+        }
+        for (int row = 0; row < NUM_ROWS; row++) {
+            const __m512i input = _mm512_set1_epi32(inputs[row * num_steps + step]);
+            for (int group = 0; group < NUM_GROUPS; group++)
+                kept[row][group] = Kind::add(kept[row][group], input, columns[group]);
+        }
+    }
+    for (int row = 0; row < NUM_ROWS; row++)
+        for (int group = 0; group < NUM_GROUPS; group++) sums[row][group] = kept[row][group];
+}
+
+template <class Kind, int NUM_GROUPS>
+inline void multiply_rows(int num_rows, const int32_t *inputs, const int32_t *weights,
+                          int64_t num_steps, typename Kind::Sums (&sums)[ROWS][GROUPS]) {
+    switch (num_rows) {
+        case 1: return multiply<Kind, 1, NUM_GROUPS>(inputs, weights, num_steps, sums);
+        case 2: return multiply<Kind, 2, NUM_GROUPS>(inputs, weights, num_steps, sums);
+        case 3: return multiply<Kind, 3, NUM_GROUPS>(inputs, weights, num_steps, sums);
+        case 4: return multiply<Kind, 4, NUM_GROUPS>(inputs, weights, num_steps, sums);
+        case 5: return multiply<Kind, 5, NUM_GROUPS>(inputs, weights, num_steps, sums);
+        default: return multiply<Kind, 6, NUM_GROUPS>(inputs, weights, num_steps, sums);
+    }
+}
+
+// Multiply inputs [num_rows, K] by all weights, `num_steps` steps each; hand out the sums of every
+// sixteen outputs of every row as finish(row, first output, sums).
+template <class Kind, class Finish>
+void product(const int32_t *inputs, const int32_t *weights, int64_t num_rows, int64_t num_groups,
+             int64_t num_steps, int num_threads, Finish finish) {
+    const int64_t num_tiles = (num_rows + ROWS - 1) / ROWS;
+    const int64_t num_panels = (num_groups + GROUPS - 1) / GROUPS;
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_threads > 1)
+    for (int64_t panel = 0; panel < num_panels; panel++) {
+        const int64_t first_group = panel * GROUPS;
+        const int groups = std::min<int64_t>(GROUPS, num_groups - first_group);
+        const int32_t *columns = weights + first_group * num_steps * LANES;
+        for (int64_t tile = 0; tile < num_tiles; tile++) {
+            const int64_t first = num_rows * tile / num_tiles;
+            const int64_t end = num_rows * (tile + 1) / num_tiles;
+            const int32_t *rows = inputs + first * num_steps;
+            typename Kind::Sums sums[ROWS][GROUPS];
+            if (groups == GROUPS)
+                multiply_rows<Kind, GROUPS>(end - first, rows, columns, num_steps, sums);
+            else
+                for (int group = 0; group < groups; group++) {
+                    typename Kind::Sums one[ROWS][GROUPS];
+                    multiply_rows<Kind, 1>(end - first, rows,
+                                           columns + group * num_steps * LANES, num_steps, one);
+                    for (int64_t row = 0; row < end - first; row++) sums[row][group] = one[row][0];
+                }
+            for (int64_t row = first; row < end; row++)
+                for (int group = 0; group < groups; group++)
+                    finish(row, (first_group + group) * LANES, sums[row - first][group]);
+        }
+    }
+}
+
+// Store sixteen outputs, or as many as are left of the row.
+inline void put(BFloat16 *row, int64_t first, int64_t num_outputs, Floats numbers) {
+    const int64_t left = num_outputs - first;
+    if (left >= LANES) return store(row + first, numbers);
+    const Halves halves = rounded(numbers);
+    memcpy(row + first, &halves, left * sizeof(BFloat16));
+}
+
+// Inputs as bytes around 128, each row by its own peak. Returns what a byte is worth per row.
+inline void to_bytes(const BFloat16 *inputs, int64_t num_rows, int64_t width, uint8_t *bytes,
+                     float *worths) {
+    for (int64_t row = 0; row < num_rows; row++) {
+        const BFloat16 *numbers = inputs + row * width;
+        Floats peaks = {};
+        for (int64_t k = 0; k < width; k += LANES) {
+            const Floats some = load(numbers + k);
+            peaks = larger((Floats)((Words)some & 0x7fffffff), peaks);
+        }
+        float peak = 1e-30f;
+        for (int lane = 0; lane < LANES; lane++) peak = std::max(peak, peaks[lane]);
+        worths[row] = peak / 127;
+        const float scale = 127 / peak;
+        for (int64_t k = 0; k < width; k += LANES) {
+            const Floats moved = load(numbers + k) * scale + 128.5f;
+            const __m128i some = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32((__m512)moved));
+            memcpy(bytes + row * width + k, &some, LANES);
+        }
+    }
+}
+
+}  // namespace cortex
+
+#endif

@@ -1,0 +1,205 @@
+"""The compiled kernels as functions of tensors.
+
+Every tensor lies on the CPU, in float32 or bfloat16, its last dimension contiguous; sizes that the
+kernels step through are multiples of `LANES`. Callers ask `can_...` first: nothing here falls back.
+"""
+
+import ctypes
+from ctypes import c_double, c_float, c_int, c_int64, c_void_p
+from functools import cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from neuron_agent.engine.cpu.compiling import kernels
+
+LANES: Final = 16
+MAX_HEAD_SIZE: Final = 256
+DTYPES: Final = (torch.float32, torch.bfloat16)
+PIECE_FIELDS: Final = 7
+"""Of a piece, as 64-bit numbers: addresses of keys and values, capacity, first row, number of rows,
+start, window (0 = none)."""
+
+
+class Heads(ctypes.Structure):
+    """What attention's rows look like: see `kernels/slots.h`."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("num_heads", "num_shared", "key_size", "value_size")),
+        *((name, c_int64) for name in ("query_step", "key_step", "value_step")),
+        ("scale", c_double),
+    ]
+
+
+_SIGNATURES = {
+    "cortex_store": [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
+    "cortex_decode": [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int, c_int],
+    "cortex_norm": [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_int, c_int],
+    "cortex_turn": [
+        *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_float),
+        *(c_int, c_int),
+    ],
+    "cortex_gate": [c_void_p, c_int64, c_int64, c_void_p, c_int, c_int],
+}
+_PRODUCT_SIGNATURES = {
+    "cortex_prompt": [c_void_p, c_void_p, c_void_p, c_void_p, c_int],
+    "cortex_bfloat16_product": [*[c_void_p] * 4, *[c_int64] * 3, c_int],
+    "cortex_int8_product": [*[c_void_p] * 6, *[c_int64] * 3, c_int],
+}
+
+
+@cache
+def native() -> "Native | None":
+    """Return the kernels; None where they could not be compiled."""
+    library = kernels()
+    return None if library is None else Native(library)
+
+
+class Native:
+    """`has_products`: the processor multiplies pairs of bfloat16 and fours of int8."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.has_products = bool(library.cortex_has_products())
+        signatures = _SIGNATURES | (_PRODUCT_SIGNATURES if self.has_products else {})
+        for name, argument_types in signatures.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = argument_types, None
+        self._library = library
+
+    # --- layers --------------------------------------------------------------------------------
+
+    def norm(self, rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """rows [T, width] -> each divided by its root mean square, times weight [width]."""
+        out = torch.empty_like(rows)
+        self._library.cortex_norm(
+            rows.data_ptr(),
+            weight.data_ptr(),
+            *rows.shape,
+            epsilon,
+            out.data_ptr(),
+            rows.dtype == torch.float32,
+            _threads(rows.shape[0]),
+        )
+        return out
+
+    def turn(
+        self, rows: Tensor, turns: Tensor, num_heads: int, weights: Tensor | None, epsilon: float
+    ) -> None:
+        """Turn the first heads of each row in place; before, norm them, if there are weights.
+
+        rows [T, width], turns [T, D]: cosines, then sines, of half a head each, in float32;
+        weights [num_heads, D].
+        """
+        self._library.cortex_turn(
+            rows.data_ptr(),
+            None if weights is None else weights.data_ptr(),
+            turns.data_ptr(),
+            *rows.shape,
+            num_heads,
+            turns.shape[1],
+            epsilon,
+            rows.dtype == torch.float32,
+            _threads(rows.shape[0]),
+        )
+
+    def gate(self, rows: Tensor) -> Tensor:
+        """rows [T, 2 * width], gates first -> silu(gates) * the rest [T, width]."""
+        width = rows.shape[1] // 2
+        out = rows.new_empty(rows.shape[0], width)
+        self._library.cortex_gate(
+            rows.data_ptr(),
+            rows.shape[0],
+            width,
+            out.data_ptr(),
+            rows.dtype == torch.float32,
+            _threads(rows.shape[0]),
+        )
+        return out
+
+    # --- attention -----------------------------------------------------------------------------
+
+    def store(self, heads: Heads, pieces: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write rows of keys [T, Hkv, D] and values into their pieces' slots [P, PIECE_FIELDS]."""
+        self._library.cortex_store(
+            ctypes.addressof(heads),
+            pieces.data_ptr(),
+            pieces.shape[0],
+            key.data_ptr(),
+            value.data_ptr(),
+            key.dtype == torch.float32,
+        )
+
+    def decode(self, heads: Heads, pieces: Tensor, query: Tensor, out: Tensor) -> None:
+        """Attend with one row per piece. query [T, H, D], out [T, H, Dv]."""
+        self._library.cortex_decode(
+            ctypes.addressof(heads),
+            pieces.data_ptr(),
+            pieces.shape[0],
+            query.data_ptr(),
+            out.data_ptr(),
+            query.dtype == torch.float32,
+            torch.get_num_threads(),
+        )
+
+    def prompt(self, heads: Heads, piece: Tensor, query: Tensor, out: Tensor) -> None:
+        """Attend with many rows of one piece [PIECE_FIELDS], causally, in bfloat16."""
+        self._library.cortex_prompt(
+            ctypes.addressof(heads),
+            piece.data_ptr(),
+            query.data_ptr(),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    # --- products ------------------------------------------------------------------------------
+
+    def bfloat16_product(
+        self, inputs: Tensor, packed: Tensor, bias: Tensor | None, num_outputs: int
+    ) -> Tensor:
+        """inputs [T, K] -> [T, N]. packed as in `products`; bias [N] padded to whole groups."""
+        out = inputs.new_empty(inputs.shape[0], num_outputs)
+        self._library.cortex_bfloat16_product(
+            inputs.data_ptr(),
+            packed.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            inputs.shape[0],
+            num_outputs,
+            inputs.shape[1],
+            torch.get_num_threads(),
+        )
+        return out
+
+    def int8_product(
+        self,
+        inputs: Tensor,
+        packed: Tensor,
+        scales: Tensor,
+        sums: Tensor,
+        bias: Tensor | None,
+        num_outputs: int,
+    ) -> Tensor:
+        """The same over int8 weights with their scales and sums: see `products`."""
+        out = inputs.new_empty(inputs.shape[0], num_outputs)
+        self._library.cortex_int8_product(
+            inputs.data_ptr(),
+            packed.data_ptr(),
+            scales.data_ptr(),
+            sums.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            inputs.shape[0],
+            num_outputs,
+            inputs.shape[1],
+            torch.get_num_threads(),
+        )
+        return out
+
+
+LEAST_PARALLEL_ROWS = 16
+"""Fewer rows are done before other threads are awake."""
+
+
+def _threads(num_rows: int) -> int:
+    return torch.get_num_threads() if num_rows >= LEAST_PARALLEL_ROWS else 1

@@ -1,0 +1,113 @@
+"""Linear layers whose weights are laid out for the kernels of `native`.
+
+Sixteen outputs are a group. In it lie four bytes of each output's row, then the next four of each:
+[N / 16, K * item bytes / 4, 16, 4 bytes], the last group filled up with zeros. It knows layers, and
+not which of them a model has.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuron_agent.engine.cpu.native import LANES, Native, native
+
+MAX_INT8 = 127
+ZERO_POINT = 128
+"""Inputs are unsigned bytes, moved up by this; the sums of weights take it back."""
+
+
+def can_multiply(in_features: int) -> bool:
+    """Whether these products are here, and are the fastest: AMX is faster, and oneDNN has it."""
+    kernels = native()
+    if kernels is None or not kernels.has_products or in_features % LANES:
+        return False
+    return not torch.cpu._is_amx_tile_supported()
+
+
+class NativeLinear(nn.Module):
+    """A linear layer [.., K] -> [.., N] in bfloat16."""
+
+    packed: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._kernels = _kernels()
+        self.register_buffer("packed", grouped(linear.weight.detach()))
+        bias = None if linear.bias is None else _filled(linear.bias.detach())
+        self.register_buffer("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """[N, K], made anew: for code that reads it for itself."""
+        return ungrouped(self.packed)[: self.out_features]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = _rows(inputs, self.in_features)
+        out = self._kernels.bfloat16_product(rows, self.packed, self.bias, self.out_features)
+        return out.view(*inputs.shape[:-1], self.out_features)
+
+
+class NativeInt8Linear(nn.Module):
+    """The same over int8 weights, with inputs rounded to bytes at each call, a scale per row."""
+
+    packed: Tensor
+    scales: Tensor
+    sums: Tensor
+    bias: Tensor | None
+
+    def __init__(self, rounded: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = rounded.shape
+        self._kernels = _kernels()
+        self.register_buffer("packed", grouped(rounded))
+        self.register_buffer("scales", _filled(scales.float()))
+        sums = rounded.sum(1, dtype=torch.int32) * ZERO_POINT
+        self.register_buffer("sums", _filled(sums))
+        self.register_buffer("bias", None if bias is None else _filled(bias.to(torch.bfloat16)))
+
+    @property
+    def weight(self) -> Tensor:
+        """[N, K] in bfloat16, made anew: for code that reads it for itself."""
+        weight = ungrouped(self.packed) * self.scales.unsqueeze(1)
+        return weight[: self.out_features].to(torch.bfloat16)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = _rows(inputs, self.in_features)
+        out = self._kernels.int8_product(
+            rows, self.packed, self.scales, self.sums, self.bias, self.out_features
+        )
+        return out.view(*inputs.shape[:-1], self.out_features)
+
+
+def grouped(weight: Tensor) -> Tensor:
+    """[N, K] -> [groups, steps, LANES, items in four bytes]"""
+    items = 4 // weight.itemsize
+    filled = F.pad(weight, (0, 0, 0, -len(weight) % LANES))
+    return filled.view(-1, LANES, weight.shape[1] // items, items).transpose(1, 2).contiguous()
+
+
+def ungrouped(packed: Tensor) -> Tensor:
+    """The way back: [groups, steps, LANES, items] -> [N, filled up, K]"""
+    return packed.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _rows(inputs: Tensor, in_features: int) -> Tensor:
+    """[.., K] -> [T, K]. Raises TypeError for another dtype: the kernels would misread it."""
+    if inputs.dtype != torch.bfloat16:
+        raise TypeError(f"inputs are {inputs.dtype}, the weights are for bfloat16")
+    return inputs.reshape(-1, in_features).contiguous()
+
+
+def _filled(vector: Tensor) -> Tensor:
+    return F.pad(vector, (0, -len(vector) % LANES))
+
+
+@cache
+def _kernels() -> Native:
+    kernels = native()
+    assert kernels is not None, "see can_multiply"
+    return kernels
