@@ -32,6 +32,41 @@ class Heads(ctypes.Structure):
     ]
 
 
+class Product(ctypes.Structure):
+    """A linear layer: see `kernels/products.h`. Addresses; None = there is none of it."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("packed", "scales", "sums", "bias")),
+        *((name, c_int64) for name in ("num_outputs", "width")),
+    ]
+
+
+class Layer(ctypes.Structure):
+    """A decoder layer: see `kernels/decoder.h`."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("input_norm", "head_norms", "mlp_norm")),
+        *((name, Product) for name in ("query_key_value", "output", "gate_up", "down")),
+    ]
+
+
+class Decoder(ctypes.Structure):
+    _fields_ = [
+        ("heads", Heads),
+        *((name, c_int64) for name in ("hidden", "intermediate", "num_layers")),
+        *((name, c_void_p) for name in ("layers", "norm")),
+        ("epsilon", c_double),
+    ]
+
+
+class Step(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("num_rows", "num_pieces", "num_single", "num_wanted")),
+        *((name, c_void_p) for name in ("pieces", "turns", "wanted")),
+        *((name, c_void_p) for name in ("states", "normed", "wide", "narrow", "out")),
+    ]
+
+
 _SIGNATURES = {
     "cortex_store": [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
     "cortex_decode": [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int, c_int],
@@ -44,8 +79,8 @@ _SIGNATURES = {
 }
 _PRODUCT_SIGNATURES = {
     "cortex_prompt": [c_void_p, c_void_p, c_void_p, c_void_p, c_int],
-    "cortex_bfloat16_product": [*[c_void_p] * 4, *[c_int64] * 3, c_int],
-    "cortex_int8_product": [*[c_void_p] * 6, *[c_int64] * 3, c_int],
+    "cortex_product": [c_void_p, c_void_p, c_int64, c_void_p, c_int],
+    "cortex_decoder": [c_void_p, c_void_p, c_int],
 }
 
 
@@ -79,7 +114,7 @@ class Native:
             epsilon,
             out.data_ptr(),
             rows.dtype == torch.float32,
-            _threads(rows.shape[0]),
+            torch.get_num_threads(),
         )
         return out
 
@@ -100,7 +135,7 @@ class Native:
             turns.shape[1],
             epsilon,
             rows.dtype == torch.float32,
-            _threads(rows.shape[0]),
+            torch.get_num_threads(),
         )
 
     def gate(self, rows: Tensor) -> Tensor:
@@ -113,7 +148,7 @@ class Native:
             width,
             out.data_ptr(),
             rows.dtype == torch.float32,
-            _threads(rows.shape[0]),
+            torch.get_num_threads(),
         )
         return out
 
@@ -154,52 +189,20 @@ class Native:
 
     # --- products ------------------------------------------------------------------------------
 
-    def bfloat16_product(
-        self, inputs: Tensor, packed: Tensor, bias: Tensor | None, num_outputs: int
-    ) -> Tensor:
-        """inputs [T, K] -> [T, N]. packed as in `products`; bias [N] padded to whole groups."""
-        out = inputs.new_empty(inputs.shape[0], num_outputs)
-        self._library.cortex_bfloat16_product(
+    def product(self, product: Product, inputs: Tensor) -> Tensor:
+        """inputs [T, K] -> [T, N], in bfloat16."""
+        out = inputs.new_empty(inputs.shape[0], product.num_outputs)
+        self._library.cortex_product(
+            ctypes.addressof(product),
             inputs.data_ptr(),
-            packed.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
             inputs.shape[0],
-            num_outputs,
-            inputs.shape[1],
+            out.data_ptr(),
             torch.get_num_threads(),
         )
         return out
 
-    def int8_product(
-        self,
-        inputs: Tensor,
-        packed: Tensor,
-        scales: Tensor,
-        sums: Tensor,
-        bias: Tensor | None,
-        num_outputs: int,
-    ) -> Tensor:
-        """The same over int8 weights with their scales and sums: see `products`."""
-        out = inputs.new_empty(inputs.shape[0], num_outputs)
-        self._library.cortex_int8_product(
-            inputs.data_ptr(),
-            packed.data_ptr(),
-            scales.data_ptr(),
-            sums.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            inputs.shape[0],
-            num_outputs,
-            inputs.shape[1],
-            torch.get_num_threads(),
+    def run_decoder(self, decoder: Decoder, step: Step) -> None:
+        """Compute all layers for a step; everything that it says is written to its tensors."""
+        self._library.cortex_decoder(
+            ctypes.addressof(decoder), ctypes.addressof(step), torch.get_num_threads()
         )
-        return out
-
-
-LEAST_PARALLEL_ROWS = 16
-"""Fewer rows are done before other threads are awake."""
-
-
-def _threads(num_rows: int) -> int:
-    return torch.get_num_threads() if num_rows >= LEAST_PARALLEL_ROWS else 1

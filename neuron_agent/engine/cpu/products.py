@@ -5,13 +5,11 @@ Sixteen outputs are a group. In it lie four bytes of each output's row, then the
 not which of them a model has.
 """
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuron_agent.engine.cpu.native import LANES, Native, native
+from neuron_agent.engine.cpu.native import LANES, Product, native
 
 MAX_INT8 = 127
 ZERO_POINT = 128
@@ -35,10 +33,19 @@ class NativeLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._kernels = _kernels()
         self.register_buffer("packed", grouped(linear.weight.detach()))
         bias = None if linear.bias is None else _filled(linear.bias.detach())
         self.register_buffer("bias", bias)
+
+    @property
+    def product(self) -> Product:
+        """What the kernels need to know. It holds addresses: good while the tensors are."""
+        return Product(
+            packed=self.packed.data_ptr(),
+            bias=_address(self.bias),
+            num_outputs=self.out_features,
+            width=self.in_features,
+        )
 
     @property
     def weight(self) -> Tensor:
@@ -46,9 +53,7 @@ class NativeLinear(nn.Module):
         return ungrouped(self.packed)[: self.out_features]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rows = _rows(inputs, self.in_features)
-        out = self._kernels.bfloat16_product(rows, self.packed, self.bias, self.out_features)
-        return out.view(*inputs.shape[:-1], self.out_features)
+        return _multiplied(self.product, inputs)
 
 
 class NativeInt8Linear(nn.Module):
@@ -62,12 +67,23 @@ class NativeInt8Linear(nn.Module):
     def __init__(self, rounded: Tensor, scales: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = rounded.shape
-        self._kernels = _kernels()
         self.register_buffer("packed", grouped(rounded))
         self.register_buffer("scales", _filled(scales.float()))
         sums = rounded.sum(1, dtype=torch.int32) * ZERO_POINT
         self.register_buffer("sums", _filled(sums))
         self.register_buffer("bias", None if bias is None else _filled(bias.to(torch.bfloat16)))
+
+    @property
+    def product(self) -> Product:
+        """As with `NativeLinear`."""
+        return Product(
+            packed=self.packed.data_ptr(),
+            scales=self.scales.data_ptr(),
+            sums=self.sums.data_ptr(),
+            bias=_address(self.bias),
+            num_outputs=self.out_features,
+            width=self.in_features,
+        )
 
     @property
     def weight(self) -> Tensor:
@@ -76,11 +92,7 @@ class NativeInt8Linear(nn.Module):
         return weight[: self.out_features].to(torch.bfloat16)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rows = _rows(inputs, self.in_features)
-        out = self._kernels.int8_product(
-            rows, self.packed, self.scales, self.sums, self.bias, self.out_features
-        )
-        return out.view(*inputs.shape[:-1], self.out_features)
+        return _multiplied(self.product, inputs)
 
 
 def grouped(weight: Tensor) -> Tensor:
@@ -95,19 +107,19 @@ def ungrouped(packed: Tensor) -> Tensor:
     return packed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _rows(inputs: Tensor, in_features: int) -> Tensor:
-    """[.., K] -> [T, K]. Raises TypeError for another dtype: the kernels would misread it."""
+def _multiplied(product: Product, inputs: Tensor) -> Tensor:
+    """[.., K] -> [.., N]. Raises TypeError for another dtype: the kernels would misread it."""
     if inputs.dtype != torch.bfloat16:
         raise TypeError(f"inputs are {inputs.dtype}, the weights are for bfloat16")
-    return inputs.reshape(-1, in_features).contiguous()
+    kernels = native()
+    assert kernels is not None, "see can_multiply"
+    out = kernels.product(product, inputs.reshape(-1, product.width).contiguous())
+    return out.view(*inputs.shape[:-1], product.num_outputs)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _filled(vector: Tensor) -> Tensor:
     return F.pad(vector, (0, -len(vector) % LANES))
-
-
-@cache
-def _kernels() -> Native:
-    kernels = native()
-    assert kernels is not None, "see can_multiply"
-    return kernels

@@ -5,7 +5,7 @@ gate and up another. Nothing is computed that no row asks for: the last layer en
 for all rows but the wanted ones. It knows no request, and not how the cache attends.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from neuron_agent.engine.cpu.decoder import CompiledDecoder, DecoderShape, can_compile
 from neuron_agent.engine.cpu.native import native
 from neuron_agent.engine.cpu.steps import NativeSteps, can_step
 from neuron_agent.engine.forwards.forward import Computed, pack
@@ -23,6 +24,7 @@ from neuron_agent.engine.forwards.layer_steps import LayerSteps, StepShape, Torc
 from neuron_agent.engine.forwards.linear import join_linears
 from neuron_agent.engine.forwards.packing import packed
 from neuron_agent.engine.forwards.quantize import Int8Linear, join_int8
+from neuron_agent.engine.forwards.slot_cache import SlotCache
 from neuron_agent.scheduling.batch import Batch
 from neuron_agent.scheduling.pool import KvLayout
 
@@ -84,6 +86,7 @@ class FusedForward:
         self._num_shared: int = model.config.num_key_value_heads
         self._num_heads: int = model.config.num_attention_heads
         self._scale: float = attention.scaling
+        self._epsilon: float = body.norm.variance_epsilon
         self._embedding: Tensor = body.embed_tokens.weight
         self._norm: Tensor = body.norm.weight
         self._head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -91,6 +94,9 @@ class FusedForward:
             self._joined(block, windows[index]) for index, block in enumerate(body.layers)
         ]
         self._steps = self._steps_for(model)
+        self._compiled: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        """All layers at once, where kernels do them: states, turns and rows as in
+        `tokens_to_hidden`."""
 
     @property
     def layout(self) -> KvLayout:
@@ -115,6 +121,8 @@ class FusedForward:
         """
         states = F.embedding(ids, self._embedding)  # [T, hidden]
         turns = self._steps.turns(positions, states.dtype)
+        if self._compiled is not None:
+            return self._compiled(states, turns, rows)
         last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
             attended = self._attend(index, layer, states, turns)  # [T, H * D]
@@ -148,7 +156,7 @@ class FusedForward:
         shape = StepShape(
             num_turned=self._num_heads + self._num_shared,
             head_size=self._head_size,
-            epsilon=body.norm.variance_epsilon,
+            epsilon=self._epsilon,
             frequencies=body.rotary_emb.inv_freq,
             turn_scale=body.rotary_emb.attention_scaling,
         )
@@ -203,6 +211,33 @@ class FusedForward:
         if getattr(self._head, "weight", None) is not self._embedding:
             self._head = packed(self._head)
             model.set_output_embeddings(self._head)
+        self._compiled = self._compiled_layers(model)
+
+    def _compiled_layers(
+        self, model: PreTrainedModel
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        cache = self.cache
+        if not isinstance(cache, SlotCache) or not isinstance(self._steps, NativeSteps):
+            return None
+        if not can_compile(self._layers, self._head_size):
+            return None
+        shape = DecoderShape(
+            num_heads=self._num_heads,
+            num_shared=self._num_shared,
+            head_size=self._head_size,
+            hidden=model.config.hidden_size,
+            intermediate=model.config.intermediate_size,
+            scale=self._scale,
+            epsilon=self._epsilon,
+        )
+        decoder = CompiledDecoder(shape, self._layers, self._norm)
+        like = self._embedding.new_empty(self._num_shared, self._head_size)
+        windows = [layer.window for layer in self._layers]
+
+        def compute(states: Tensor, turns: Tensor, rows: Tensor) -> Tensor:
+            return decoder.run(states, turns, rows, *cache.step_pieces(like, windows))
+
+        return compute
 
     # --- memory --------------------------------------------------------------------------------
 
@@ -219,6 +254,7 @@ class FusedForward:
         self.cache.clear()
         self._model = None
         self._layers = []
+        self._compiled = None
         self._embedding = self._norm = torch.empty(0)
         self._head = nn.Identity()
 

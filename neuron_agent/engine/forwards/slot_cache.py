@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuron_agent.engine.cpu.attention import StepAttention, can_attend
+from neuron_agent.engine.cpu.native import PIECE_FIELDS
 from neuron_agent.scheduling.batch import Batch, Chunk, Copy
 from neuron_agent.scheduling.pool import KvLayout
 
@@ -25,6 +26,7 @@ class _Slot:
 
     capacity: int = 0
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # each [Hkv, C, D]
+    addresses: Tensor | None = None  # [L, 2]: of keys and values, until one of them moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,26 @@ class SlotCache:
             out[rows] = self._attend_piece(piece, query[rows], keys, values, scale, window)
         return out
 
+    def step_pieces(self, like: Tensor, windows: Sequence[int | None]) -> tuple[Tensor, int]:
+        """For kernels that attend in all layers by themselves: where this step's pieces are.
+
+        like: a token's keys [Hkv, D]; its values are of the same size
+        -> [L, P, PIECE_FIELDS], and how many of the pieces have a single row; they come first.
+        """
+        for layer in range(len(windows)):
+            self._token_bytes[layer] = 2 * like.nbytes
+        numbers = [
+            (piece.slot.capacity, piece.first_row, piece.num_rows, piece.start)
+            for piece in self._pieces
+        ]
+        table = torch.empty(len(windows), len(numbers), PIECE_FIELDS, dtype=torch.long)
+        table[..., :2] = torch.stack(
+            [_addresses(piece.slot, like, len(windows)) for piece in self._pieces], 1
+        )
+        table[..., 2:-1] = torch.tensor(numbers)
+        table[..., -1] = torch.tensor([window or 0 for window in windows]).unsqueeze(1)
+        return table, sum(piece.num_rows == 1 for piece in self._pieces)
+
     def _attend_piece(
         self,
         piece: _Piece,
@@ -192,6 +214,7 @@ class SlotCache:
         capacity = max(copy.num_tokens, _room(0, chunk) if chunk else 0)
         if target.capacity < capacity:
             target.layers.clear()
+            target.addresses = None
             target.capacity = capacity
         for layer, pair in source.layers.items():
             mine = target.layers.get(layer) or _new_layer(target, layer, *map(_by_token, pair))
@@ -244,6 +267,7 @@ def _make_room(slot: _Slot, capacity: int, kept_tokens: int) -> None:
     """Let every layer hold `capacity` tokens, beginning with those that are kept."""
     if capacity <= slot.capacity:
         return
+    slot.addresses = None
     for layer, pair in slot.layers.items():
         keys, values = (_grown(tensor, capacity, kept_tokens) for tensor in pair)
         slot.layers[layer] = keys, values
@@ -262,7 +286,20 @@ def _new_layer(slot: _Slot, layer: int, key: Tensor, value: Tensor) -> tuple[Ten
     keys = key.new_empty(key.shape[1], slot.capacity, key.shape[2])
     values = value.new_empty(value.shape[1], slot.capacity, value.shape[2])
     slot.layers[layer] = keys, values
+    slot.addresses = None
     return keys, values
+
+
+def _addresses(slot: _Slot, like: Tensor, num_layers: int) -> Tensor:
+    """[L, 2]: where a slot's keys and values lie; it gets its room in layers where it has none."""
+    if slot.addresses is None:
+        row = like.unsqueeze(0)
+        kept = [
+            slot.layers.get(layer) or _new_layer(slot, layer, row, row)
+            for layer in range(num_layers)
+        ]
+        slot.addresses = torch.tensor([[one.data_ptr() for one in pair] for pair in kept])
+    return slot.addresses
 
 
 def _by_token(stored: Tensor) -> Tensor:

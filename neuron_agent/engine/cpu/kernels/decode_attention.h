@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "slots.h"
 #include "vectors.h"
@@ -89,5 +90,40 @@ class DecodeTask {
         }
     }
 };
+
+template <class Number>
+void decode_head(const Heads &heads, const Piece &piece, const Number *query, int64_t shared,
+                 Number *out) {
+    const int64_t group = heads.num_heads / heads.num_shared;
+    const int64_t end = piece.start + 1;
+    const int64_t first = piece.window ? std::max<int64_t>(0, end - piece.window) : 0;
+    auto keys = (const Number *)piece.keys + shared * piece.capacity * heads.key_size;
+    auto values = (const Number *)piece.values + shared * piece.capacity * heads.value_size;
+    for (int64_t done = 0; done < group;) {
+        const int64_t head = shared * group + done;
+        auto from = query + piece.first_row * heads.query_step + head * heads.key_size;
+        auto to = out + (piece.first_row * heads.num_heads + head) * heads.value_size;
+        if (group - done >= 4) {
+            DecodeTask<Number, 4>::run(heads, from, keys, values, first, end, to);
+            done += 4;
+        } else if (group - done >= 2) {
+            DecodeTask<Number, 2>::run(heads, from, keys, values, first, end, to);
+            done += 2;
+        } else {
+            DecodeTask<Number, 1>::run(heads, from, keys, values, first, end, to);
+            done += 1;
+        }
+    }
+}
+
+// Attend for all pieces, of one row each.
+template <class Number>
+void decode(const Heads &heads, const Piece *pieces, int64_t num_pieces, const Number *query,
+            Number *out, int num_threads) {
+    const int64_t num_tasks = num_pieces * heads.num_shared;
+#pragma omp parallel for schedule(dynamic) num_threads(num_threads) if (num_threads > 1)
+    for (int64_t task = 0; task < num_tasks; task++)
+        decode_head(heads, pieces[task / heads.num_shared], query, task % heads.num_shared, out);
+}
 
 }  // namespace cortex

@@ -33,6 +33,16 @@ struct Int8Fours {
     }
 };
 
+// A linear layer. int8 has scales and sums (128 times the sum of each output's weights); without
+// them it is bfloat16. Scales, sums and bias, which may be none, are filled up to whole groups.
+struct Product {
+    const void *packed;
+    const float *scales;
+    const int32_t *sums;
+    const BFloat16 *bias;
+    int64_t num_outputs, width;
+};
+
 // inputs: NUM_ROWS rows of `num_steps` times four bytes; weights: NUM_GROUPS packed groups.
 template <class Kind, int NUM_ROWS, int NUM_GROUPS>
 inline void multiply(const int32_t *inputs, const int32_t *weights, int64_t num_steps,
@@ -71,7 +81,7 @@ inline void multiply_rows(int num_rows, const int32_t *inputs, const int32_t *we
 // Multiply inputs [num_rows, K] by all weights, `num_steps` steps each; hand out the sums of every
 // sixteen outputs of every row as finish(row, first output, sums).
 template <class Kind, class Finish>
-void product(const int32_t *inputs, const int32_t *weights, int64_t num_rows, int64_t num_groups,
+void multiply_all(const int32_t *inputs, const int32_t *weights, int64_t num_rows, int64_t num_groups,
              int64_t num_steps, int num_threads, Finish finish) {
     const int64_t num_tiles = (num_rows + ROWS - 1) / ROWS;
     const int64_t num_panels = (num_groups + GROUPS - 1) / GROUPS;
@@ -101,14 +111,6 @@ void product(const int32_t *inputs, const int32_t *weights, int64_t num_rows, in
     }
 }
 
-// Store sixteen outputs, or as many as are left of the row.
-inline void put(BFloat16 *row, int64_t first, int64_t num_outputs, Floats numbers) {
-    const int64_t left = num_outputs - first;
-    if (left >= LANES) return store(row + first, numbers);
-    const Halves halves = rounded(numbers);
-    memcpy(row + first, &halves, left * sizeof(BFloat16));
-}
-
 // Inputs as bytes around 128, each row by its own peak. Returns what a byte is worth per row.
 inline void to_bytes(const BFloat16 *inputs, int64_t num_rows, int64_t width, uint8_t *bytes,
                      float *worths) {
@@ -129,6 +131,51 @@ inline void to_bytes(const BFloat16 *inputs, int64_t num_rows, int64_t width, ui
             memcpy(bytes + row * width + k, &some, LANES);
         }
     }
+}
+
+// Sixteen outputs, or as many as are left of the row, replace what is there or are added to it.
+inline void put(BFloat16 *row, int64_t first, int64_t num_outputs, bool is_added, Floats numbers) {
+    BFloat16 part[LANES] = {};
+    const int64_t left = num_outputs - first;
+    BFloat16 *to = left < LANES ? part : row + first;
+    if (left < LANES) memcpy(part, row + first, left * sizeof(BFloat16));
+    store(to, is_added ? load(to) + numbers : numbers);
+    if (left < LANES) memcpy(row + first, part, left * sizeof(BFloat16));
+}
+
+// inputs [num_rows, width] -> out [num_rows, num_outputs], added to what is there if asked.
+inline void multiply(const Product &product, const BFloat16 *inputs, int64_t num_rows,
+                     BFloat16 *out, bool is_added, int num_threads) {
+    const int64_t num_outputs = product.num_outputs, width = product.width;
+    const int64_t num_groups = (num_outputs + LANES - 1) / LANES;
+    auto weights = (const int32_t *)product.packed;
+    const BFloat16 *bias = product.bias;
+    if (!product.scales) {
+        multiply_all<BFloat16Pairs>(
+            (const int32_t *)inputs, weights, num_rows, num_groups, width / 2, num_threads,
+            [=](int64_t row, int64_t first, __m512 sums) {
+                const Floats numbers = bias ? (Floats)sums + load(bias + first) : (Floats)sums;
+                put(out + row * num_outputs, first, num_outputs, is_added, numbers);
+            });
+        return;
+    }
+    static thread_local std::vector<uint8_t> bytes;
+    static thread_local std::vector<float> worths;
+    bytes.resize(num_rows * width);
+    worths.resize(num_rows);
+    to_bytes(inputs, num_rows, width, bytes.data(), worths.data());
+    const float *scales = product.scales, *worth = worths.data();
+    const int32_t *corrections = product.sums;
+    multiply_all<Int8Fours>(
+        (const int32_t *)bytes.data(), weights, num_rows, num_groups, width / 4, num_threads,
+        [=](int64_t row, int64_t first, __m512i sums) {
+            Ints correction;
+            memcpy(&correction, corrections + first, sizeof correction);
+            Floats numbers = __builtin_convertvector((Ints)sums - correction, Floats);
+            numbers *= load(scales + first) * worth[row];
+            if (bias) numbers += load(bias + first);
+            put(out + row * num_outputs, first, num_outputs, is_added, numbers);
+        });
 }
 
 }  // namespace cortex

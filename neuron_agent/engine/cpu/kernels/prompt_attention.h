@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "slots.h"
 #include "vectors.h"
@@ -183,6 +184,20 @@ class PromptTile {
         }
     }
 };
+
+// Attend for one piece of many rows.
+inline void attend_prompt(const Heads &heads, const Piece &piece, const BFloat16 *query,
+                          BFloat16 *out, int num_threads) {
+    const int64_t group = heads.num_heads / heads.num_shared;
+    const int64_t num_tiles = (piece.num_rows * group + COLUMNS - 1) / COLUMNS;
+#pragma omp parallel for schedule(dynamic) num_threads(num_threads) if (num_threads > 1)
+    for (int64_t task = 0; task < num_tiles * heads.num_shared; task++) {
+        // The last tiles see the most: they go first.
+        const int64_t tile = num_tiles - 1 - task / heads.num_shared;
+        static thread_local PromptTile workspace;
+        workspace.run(heads, piece, query, task % heads.num_shared, tile * COLUMNS, out);
+    }
+}
 
 }  // namespace cortex
 

@@ -2,8 +2,8 @@
 
 #pragma once
 
-#include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace cortex {
 
@@ -23,5 +23,27 @@ struct Piece {
     int64_t capacity, first_row, num_rows, start;
     int64_t window;  // 0 = none
 };
+
+template <class Number>
+void store_rows(const Heads &heads, const Piece &piece, const Number *rows, int64_t row_step,
+                int64_t size, int64_t address) {
+    for (int64_t shared = 0; shared < heads.num_shared; shared++) {
+        Number *to = (Number *)address + (shared * piece.capacity + piece.start) * size;
+        for (int64_t row = 0; row < piece.num_rows; row++)
+            memcpy(to + row * size, rows + (piece.first_row + row) * row_step + shared * size,
+                   size * sizeof(Number));
+    }
+}
+
+// Write the step's new keys and values into their slots.
+template <class Number>
+void store_pieces(const Heads &heads, const Piece *pieces, int64_t num_pieces, const Number *key,
+                  const Number *value) {
+    for (int64_t number = 0; number < num_pieces; number++) {
+        const Piece &piece = pieces[number];
+        store_rows(heads, piece, key, heads.key_step, heads.key_size, piece.keys);
+        store_rows(heads, piece, value, heads.value_step, heads.value_size, piece.values);
+    }
+}
 
 }  // namespace cortex

@@ -31,7 +31,7 @@ def test_what_it_depends_on_is_in_its_name(
     if change == "source":
         sources = tmp_path / "sources"
         shutil.copytree(compiling.SOURCES, sources)
-        (sources / "layers.h").write_text((sources / "layers.h").read_text() + "// more\n")
+        (sources / "steps.h").write_text((sources / "steps.h").read_text() + "// more\n")
         monkeypatch.setattr(compiling, "SOURCES", sources)
     elif change == "flags":
         monkeypatch.setattr(compiling, "FLAGS", (*compiling.FLAGS, "-O1"))
