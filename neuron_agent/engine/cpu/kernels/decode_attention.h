@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "slots.h"
 #include "vectors.h"
@@ -15,26 +16,73 @@ namespace cortex {
 
 constexpr int BLOCK_KEYS = 64;
 
+// The products of one row of keys with the queries of the heads that share it.
+template <class Number, int HEADS>
+struct Queries {
+    static constexpr int STEP = LANES;
+    float rows[HEADS][MAX_HEAD_SIZE];
+
+    Queries(const Number *query, int64_t width) {
+        for (int head = 0; head < HEADS; head++)
+            for (int64_t d = 0; d < width; d += LANES)
+                store(rows[head] + d, load(query + head * width + d));
+    }
+
+    static Floats keys(const Number *row) { return load(row); }
+
+    Floats add(Floats sums, Floats keys, int head, int64_t d) const {
+        return sums + keys * load(rows[head] + d);
+    }
+};
+
+#if defined(__AVX512BF16__)
+
+// In pairs, as far as a head has whole vectors of them.
+template <int HEADS>
+struct PairQueries {
+    static constexpr int STEP = 2 * LANES;
+    const BFloat16 *rows;
+    int64_t width;
+
+    static __m512bh keys(const BFloat16 *row) { return (__m512bh)_mm512_loadu_si512(row); }
+
+    Floats add(Floats sums, __m512bh keys, int head, int64_t d) const {
+        const __m512i pairs = _mm512_loadu_si512(rows + head * width + d);
+        return (Floats)_mm512_dpbf16_ps((__m512)sums, keys, (__m512bh)pairs);
+    }
+};
+
+#endif
+
 template <class Number, int HEADS>
 class DecodeTask {
   public:
     // query [HEADS, D], out [HEADS, Dv], keys [.., D], values [.., Dv] of the head that they share.
     static void run(const Heads &heads, const Number *query, const Number *keys,
                     const Number *values, int64_t first, int64_t end, Number *out) {
+#if defined(__AVX512BF16__)
+        if constexpr (std::is_same_v<Number, BFloat16>)
+            if (heads.key_size % PairQueries<HEADS>::STEP == 0) {
+                const PairQueries<HEADS> queries{query, heads.key_size};
+                return attend(heads, queries, keys, values, first, end, out);
+            }
+#endif
+        attend(heads, Queries<Number, HEADS>(query, heads.key_size), keys, values, first, end, out);
+    }
+
+  private:
+    template <class Query>
+    static void attend(const Heads &heads, const Query &queries, const Number *keys,
+                       const Number *values, int64_t first, int64_t end, Number *out) {
         const int64_t width = heads.key_size, value_width = heads.value_size;
-        float queries[HEADS][MAX_HEAD_SIZE], sums[HEADS][MAX_HEAD_SIZE] = {};
-        float most[HEADS], total[HEADS] = {};
-        for (int head = 0; head < HEADS; head++) {
-            most[head] = -1e30f;
-            for (int64_t d = 0; d < width; d += LANES)
-                store(queries[head] + d, load(query + head * width + d) * (float)heads.scale);
-        }
+        float sums[HEADS][MAX_HEAD_SIZE] = {}, most[HEADS], total[HEADS] = {};
+        std::fill(most, most + HEADS, -1e30f);
         for (int64_t start = first; start < end; start += BLOCK_KEYS) {
             const int count = std::min<int64_t>(BLOCK_KEYS, end - start);
             alignas(64) float shares[HEADS][BLOCK_KEYS];
             score(queries, keys + start * width, width, count, shares);
             for (int head = 0; head < HEADS; head++) {
-                const float fade = share(shares[head], count, most[head], total[head]);
+                const float fade = share(shares[head], count, heads.scale, most[head], total[head]);
                 for (int64_t d = 0; d < value_width; d += LANES)
                     store(sums[head] + d, load(sums[head] + d) * fade);
             }
@@ -45,29 +93,34 @@ class DecodeTask {
                 store(out + head * value_width + d, load(sums[head] + d) / total[head]);
     }
 
-  private:
-    static void score(const float (&queries)[HEADS][MAX_HEAD_SIZE], const Number *keys,
-                      int64_t width, int count, float (&scores)[HEADS][BLOCK_KEYS]) {
-        for (int key = 0; key < count; key++) {
-            Floats products[HEADS] = {};
-            for (int64_t d = 0; d < width; d += LANES) {
-                const Floats numbers = load(keys + key * width + d);
-                for (int head = 0; head < HEADS; head++)
-                    products[head] += numbers * load(queries[head] + d);
-            }
-            for (int head = 0; head < HEADS; head++) scores[head][key] = sum(products[head]);
+    // Four keys at a time: their sums across lanes are made together.
+    template <class Query>
+    static void score(const Query &queries, const Number *keys, int64_t width, int count,
+                      float (&scores)[HEADS][BLOCK_KEYS]) {
+        for (int key = 0; key < count; key += 4) {
+            const Number *rows[4];
+            for (int one = 0; one < 4; one++)
+                rows[one] = keys + std::min(key + one, count - 1) * width;
+            Floats products[HEADS][4] = {};
+            for (int64_t d = 0; d < width; d += Query::STEP)
+                for (int one = 0; one < 4; one++) {
+                    const auto numbers = Query::keys(rows[one] + d);
+                    for (int head = 0; head < HEADS; head++)
+                        products[head][one] = queries.add(products[head][one], numbers, head, d);
+                }
+            for (int head = 0; head < HEADS; head++) store_sums(scores[head] + key, products[head]);
         }
         for (int head = 0; head < HEADS; head++)
             std::fill(scores[head] + count, scores[head] + BLOCK_KEYS, -INFINITY);
     }
 
     // Turn scores into shares. Returns what earlier sums are to be multiplied by.
-    static float share(float *scores, int count, float &most, float &total) {
+    static float share(float *scores, int count, float scale, float &most, float &total) {
         float highest = most;
-        for (int key = 0; key < count; key++) highest = std::max(highest, scores[key]);
+        for (int key = 0; key < count; key++) highest = std::max(highest, scores[key] * scale);
         Floats part = {};
         for (int key = 0; key < BLOCK_KEYS; key += LANES) {
-            const Floats shares = exponential(load(scores + key) - highest);
+            const Floats shares = exponential(load(scores + key) * scale - highest);
             store(scores + key, shares);
             part += shares;
         }
@@ -79,15 +132,35 @@ class DecodeTask {
 
     static void gather(const float (&shares)[HEADS][BLOCK_KEYS], const Number *values,
                        int64_t width, int count, float (&sums)[HEADS][MAX_HEAD_SIZE]) {
-        for (int64_t d = 0; d < width; d += LANES) {
-            Floats seen[HEADS];
-            for (int head = 0; head < HEADS; head++) seen[head] = load(sums[head] + d);
-            for (int key = 0; key < count; key++) {
-                const Floats numbers = load(values + key * width + d);
-                for (int head = 0; head < HEADS; head++) seen[head] += numbers * shares[head][key];
-            }
-            for (int head = 0; head < HEADS; head++) store(sums[head] + d, seen[head]);
+        // Wide rows are gone through in parts: a few keys at once, so that they stay near.
+        const int most_keys = width > 4 * LANES ? 16 : BLOCK_KEYS;
+        for (int key = 0; key < count; key += most_keys) {
+            const int some = std::min(most_keys, count - key);
+            int64_t d = 0;
+            for (; d + 4 * LANES <= width; d += 4 * LANES)
+                gather_part<4>(shares, key, values + key * width + d, width, some, d, sums);
+            for (; d < width; d += LANES)
+                gather_part<1>(shares, key, values + key * width + d, width, some, d, sums);
         }
+    }
+
+    template <int VECTORS>
+    static void gather_part(const float (&shares)[HEADS][BLOCK_KEYS], int first,
+                            const Number *values, int64_t width, int count, int64_t d,
+                            float (&sums)[HEADS][MAX_HEAD_SIZE]) {
+        Floats seen[HEADS][VECTORS];
+        for (int head = 0; head < HEADS; head++)
+            for (int part = 0; part < VECTORS; part++)
+                seen[head][part] = load(sums[head] + d + part * LANES);
+        for (int key = 0; key < count; key++)
+            for (int part = 0; part < VECTORS; part++) {
+                const Floats numbers = load(values + key * width + part * LANES);
+                for (int head = 0; head < HEADS; head++)
+                    seen[head][part] += numbers * shares[head][first + key];
+            }
+        for (int head = 0; head < HEADS; head++)
+            for (int part = 0; part < VECTORS; part++)
+                store(sums[head] + d + part * LANES, seen[head][part]);
     }
 };
 

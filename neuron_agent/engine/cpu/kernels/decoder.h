@@ -50,11 +50,12 @@ class StepRun {
     void run() {
         for (int64_t index = 0; index < decoder.num_layers; index++) {
             const Layer &layer = decoder.layers[index];
-            attend(layer, step.pieces + index * step.num_pieces);
-            if (index == decoder.num_layers - 1) {
-                if (!step.num_wanted) return;  // nobody asks: the slots are filled, that is all
-                keep_wanted();
-            }
+            const Piece *pieces = step.pieces + index * step.num_pieces;
+            const bool is_last = index == decoder.num_layers - 1;
+            store(layer, pieces);
+            if (is_last && !step.num_wanted) return;  // nobody asks: the slots are filled
+            attend(pieces);
+            if (is_last) keep_wanted();
             multiply(layer.output, attended, num_rows, states, true, num_threads);
             norm_states(layer.mlp_norm, step.normed);
             multiply(layer.gate_up, step.normed, num_rows, step.wide, false, num_threads);
@@ -76,8 +77,8 @@ class StepRun {
         norm(states, weight, num_rows, decoder.hidden, decoder.epsilon, out, num_threads);
     }
 
-    // What the heads see: [num_rows, H * D] in `attended`.
-    void attend(const Layer &layer, const Piece *pieces) {
+    // Queries, keys and values into `wide`, and on into their slots.
+    void store(const Layer &layer, const Piece *pieces) {
         const int64_t num_turned = heads.num_heads + heads.num_shared;
         norm_states(layer.input_norm, step.normed);
         multiply(layer.query_key_value, step.normed, num_rows, step.wide, false, num_threads);
@@ -85,6 +86,10 @@ class StepRun {
              heads.key_size, decoder.epsilon, num_threads);
         store_pieces(heads, pieces, step.num_pieces, step.wide + heads.num_heads * heads.key_size,
                      step.wide + num_turned * heads.key_size);
+    }
+
+    // What the heads see: [num_rows, H * D] in `attended`.
+    void attend(const Piece *pieces) {
         decode(heads, pieces, step.num_single, step.wide, attended, num_threads);
         for (int64_t piece = step.num_single; piece < step.num_pieces; piece++)
             attend_prompt(heads, pieces[piece], step.wide, attended, num_threads);

@@ -1,4 +1,4 @@
-// Products with packed weights, at one row as fast as memory is read, at many as fast as is counted.
+// Products with packed weights: at one row as fast as memory is read, at many as fast as it counts.
 //
 // Packed weights lie in groups of sixteen outputs: four bytes of each output's row, then the next
 // four bytes (two bfloat16, or four int8). One instruction multiplies them with the same four bytes
@@ -81,8 +81,8 @@ inline void multiply_rows(int num_rows, const int32_t *inputs, const int32_t *we
 // Multiply inputs [num_rows, K] by all weights, `num_steps` steps each; hand out the sums of every
 // sixteen outputs of every row as finish(row, first output, sums).
 template <class Kind, class Finish>
-void multiply_all(const int32_t *inputs, const int32_t *weights, int64_t num_rows, int64_t num_groups,
-             int64_t num_steps, int num_threads, Finish finish) {
+void multiply_all(const int32_t *inputs, const int32_t *weights, int64_t num_rows,
+                  int64_t num_groups, int64_t num_steps, int num_threads, Finish finish) {
     const int64_t num_tiles = (num_rows + ROWS - 1) / ROWS;
     const int64_t num_panels = (num_groups + GROUPS - 1) / GROUPS;
 #pragma omp parallel for schedule(static) num_threads(num_threads) if (num_threads > 1)

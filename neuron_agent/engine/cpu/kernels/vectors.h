@@ -66,6 +66,23 @@ inline float sum(Floats numbers) {
 #endif
 }
 
+// The sums of four vectors, one behind the other.
+inline void store_sums(float *to, const Floats (&numbers)[4]) {
+#if defined(__AVX512DQ__)
+    __m256 halves[4];
+    for (int one = 0; one < 4; one++) {
+        const __m512 all = (__m512)numbers[one];
+        halves[one] = _mm256_add_ps(_mm512_castps512_ps256(all),
+                                    _mm512_extractf32x8_ps(all, 1));
+    }
+    const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(halves[0], halves[1]),
+                                       _mm256_hadd_ps(halves[2], halves[3]));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+#else
+    for (int one = 0; one < 4; one++) to[one] = sum(numbers[one]);
+#endif
+}
+
 inline Floats larger(Floats left, Floats right) { return left > right ? left : right; }
 
 // e to the power of each number, to some 1e-7 of it. 0 below -87; NaN stays NaN.
