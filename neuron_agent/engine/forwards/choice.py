@@ -5,6 +5,7 @@ transformers' own before it may serve. It knows no request and no memory plan.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from neuron_agent.engine.forwards.forward import Forward, PackedForward, Sequenc
 from neuron_agent.engine.forwards.fused import FusedForward, can_be_fused
 from neuron_agent.engine.forwards.kv_cache import KvCache
 from neuron_agent.engine.forwards.layer_kinds import attention_windows
-from neuron_agent.engine.forwards.packing import pack_linears
 from neuron_agent.engine.forwards.selfcheck import (
     agree,
     forward_logits,
@@ -60,7 +60,7 @@ def choose_forward(model: PreTrainedModel, dtype: torch.dtype, quant: str | None
                 return _chosen(fused, fused.cache, probe)
         packed = PackedForward(model, _new_cache(model))
         if _is_right(packed, probe) and packed.windows == attention_windows(model):
-            pack_linears(model)
+            packed.settle()
             return _chosen(packed, packed.cache, probe)
         packed.close()
         model.set_attn_implementation(attention_as_loaded)
@@ -130,9 +130,8 @@ def _release_probes(forward: Forward, probe: _Probe) -> None:
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the embedding: what a token id may be, whatever the tokenizer says."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.num_embeddings)
 
 
 def _unsupported(message: str) -> LoadRefused:

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from neuron_agent.engine.forwards import attention
 from neuron_agent.engine.forwards.kv_cache import KvCache
+from neuron_agent.engine.forwards.packing import pack_linears
 from neuron_agent.scheduling.batch import Batch, Chunk
 from neuron_agent.scheduling.pool import KvLayout
 
@@ -182,6 +183,13 @@ class PackedForward:
             logits = logits[packed.rows]
             hidden = hidden[:, packed.rows] if hidden is not None else None
         return _computed(batch, logits, hidden, packed.num_sampled)
+
+    def settle(self) -> None:
+        """Lay the weights out for the device; the head may be another module afterwards."""
+        assert self._model is not None, "the model is closed"
+        pack_linears(self._model)
+        self._head_input.close()
+        self._head_input = HeadInput(self._model)
 
     def reserve(self, kv_tokens: int) -> None:
         self.cache.reserve(kv_tokens)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,7 +21,7 @@ from neuron_agent.engine.forwards.kv_cache import KvCache
 from neuron_agent.engine.forwards.layer_kinds import attention_windows
 from neuron_agent.engine.forwards.layer_steps import LayerSteps, StepShape, TorchSteps
 from neuron_agent.engine.forwards.linear import join_linears
-from neuron_agent.engine.forwards.packing import packed
+from neuron_agent.engine.forwards.packing import pack_head, packed
 from neuron_agent.engine.forwards.quantize import Int8Linear, join_int8
 from neuron_agent.engine.forwards.slot_cache import SlotCache
 from neuron_agent.scheduling.batch import Batch
@@ -81,13 +80,13 @@ class FusedForward:
         self.windows = windows
         self._model: PreTrainedModel | None = model
         self._device = model.device
-        self._vocabulary_size: int = body.embed_tokens.weight.shape[0]
+        self._vocabulary_size: int = body.embed_tokens.num_embeddings
         self._head_size: int = attention.head_dim
         self._num_shared: int = model.config.num_key_value_heads
         self._num_heads: int = model.config.num_attention_heads
         self._scale: float = attention.scaling
         self._epsilon: float = body.norm.variance_epsilon
-        self._embedding: Tensor = body.embed_tokens.weight
+        self._embedding: nn.Module = body.embed_tokens
         self._norm: Tensor = body.norm.weight
         self._head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._layers = [
@@ -119,7 +118,7 @@ class FusedForward:
 
         To be called between the cache's `begin` and the step's end.
         """
-        states = F.embedding(ids, self._embedding)  # [T, hidden]
+        states: Tensor = self._embedding(ids)  # [T, hidden]
         turns = self._steps.turns(positions, states.dtype)
         if self._compiled is not None:
             return self._compiled(states, turns, rows)
@@ -162,7 +161,7 @@ class FusedForward:
         )
         kernels = native() if self._device.type == "cpu" else None
         widths = model.config.hidden_size, model.config.intermediate_size
-        is_like_states = all(norm.dtype == self._embedding.dtype for norm in self._norms())
+        is_like_states = all(norm.dtype == model.dtype for norm in self._norms())
         if kernels and is_like_states and can_step(self._norm.dtype, self._head_size, *widths):
             return NativeSteps(shape, kernels)
         return TorchSteps(shape)
@@ -208,9 +207,8 @@ class FusedForward:
             layer.output = attention.o_proj = packed(layer.output)
             layer.gate_up = mlp.gate_up_proj = packed(layer.gate_up)
             layer.down = mlp.down_proj = packed(layer.down)
-        if getattr(self._head, "weight", None) is not self._embedding:
-            self._head = packed(self._head)
-            model.set_output_embeddings(self._head)
+        pack_head(model)
+        self._head, self._embedding = model.get_output_embeddings(), model.get_input_embeddings()
         self._compiled = self._compiled_layers(model)
 
     def _compiled_layers(
@@ -231,7 +229,7 @@ class FusedForward:
             epsilon=self._epsilon,
         )
         decoder = CompiledDecoder(shape, self._layers, self._norm)
-        like = self._embedding.new_empty(self._num_shared, self._head_size)
+        like = self._norm.new_empty(self._num_shared, self._head_size)
         windows = [layer.window for layer in self._layers]
 
         def compute(states: Tensor, turns: Tensor, rows: Tensor) -> Tensor:
@@ -255,8 +253,8 @@ class FusedForward:
         self._model = None
         self._layers = []
         self._compiled = None
-        self._embedding = self._norm = torch.empty(0)
-        self._head = nn.Identity()
+        self._norm = torch.empty(0)
+        self._head = self._embedding = nn.Identity()
 
 
 def _join(linears: Sequence[nn.Module]) -> nn.Module:

@@ -4,11 +4,18 @@ Packing gives the same products in half the time at few rows. A packed layer sti
 `weight` to code that reads it instead of calling the layer, but only as a copy made on the spot.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from neuron_agent.engine.cpu.products import NativeInt8Linear, NativeLinear, can_multiply
+from neuron_agent.engine.cpu.products import (
+    NativeEmbedding,
+    NativeInt8Linear,
+    NativeLinear,
+    can_multiply,
+)
 from neuron_agent.engine.forwards.linear import PackedLinear, can_pack
 from neuron_agent.engine.forwards.quantize import Int8Linear, PackedInt8Linear, can_pack_int8
 
@@ -40,10 +47,7 @@ def _has_native(linear: nn.Module) -> bool:
 
 
 def pack_linears(model: PreTrainedModel) -> None:
-    """Pack a model's linear layers one by one, so that the peak is one layer's.
-
-    An output head that shares its weights with the embedding stays: packing would take a copy.
-    """
+    """Pack a model's linear layers one by one, so that the peak is one layer's."""
     embedding = model.get_input_embeddings().weight
     # No list of all layers: it would keep each one's weights until the last is done.
     kinds = (nn.Linear, Int8Linear)
@@ -53,3 +57,20 @@ def pack_linears(model: PreTrainedModel) -> None:
                 type(child) is nn.Linear and child.weight is not embedding
             ):
                 setattr(parent, name, packed(child))
+    pack_head(model)
+
+
+def pack_head(model: PreTrainedModel) -> None:
+    """Pack the output head. One that shares its weights with the embedding shares them packed, or
+    stays as it is: packing would take a copy.
+    """
+    any_model: Any = model
+    head, embedding = any_model.get_output_embeddings(), any_model.get_input_embeddings()
+    is_shared = type(head) is nn.Linear and head.weight is getattr(embedding, "weight", None)
+    if not is_shared:
+        if head is not None:
+            any_model.set_output_embeddings(packed(head))
+    elif type(embedding) is nn.Embedding and _has_native(head):
+        shared = NativeLinear(head)
+        any_model.set_output_embeddings(shared)
+        any_model.set_input_embeddings(NativeEmbedding(shared))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neuron_agent.engine.cpu.products import (
+    NativeEmbedding,
     NativeInt8Linear,
     NativeLinear,
     can_multiply,
@@ -117,3 +118,13 @@ def test_extreme_inputs_do_not_wrap_around() -> None:
 
 def test_odd_widths_are_left_to_others() -> None:
     assert not can_multiply(40)
+
+
+def test_an_embedding_may_read_the_heads_rows() -> None:
+    layer = linear(32, 50, bias=False)
+    head = NativeLinear(layer)
+    embedding = NativeEmbedding(head)
+    ids = torch.tensor([[0, 49, 16], [17, 15, 0]])
+    assert torch.equal(embedding(ids), layer.weight[ids])
+    assert (embedding.num_embeddings, embedding.embedding_dim) == (50, 32)
+    assert embedding(ids[:0]).shape == (0, 3, 32)

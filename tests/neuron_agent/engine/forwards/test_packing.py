@@ -2,9 +2,17 @@ import pytest
 import torch
 from torch import nn
 
+from neuron_agent.engine.cpu.products import NativeEmbedding, NativeLinear
+from neuron_agent.engine.forwards.choice import vocabulary_size
+from neuron_agent.engine.forwards.forward import PackedForward
+from neuron_agent.engine.forwards.fused import FusedForward
 from neuron_agent.engine.forwards.linear import PackedLinear, can_pack
 from neuron_agent.engine.forwards.packing import pack_linears, packed
 from neuron_agent.engine.forwards.quantize import PackedInt8Linear, can_pack_int8, quantize_model
+from neuron_agent.engine.forwards.slot_cache import SlotCache
+from neuron_agent.scheduling.batch import Batch, Chunk
+from tests.neuron_agent.engine.cpu.conditions import needs_products
+from tests.neuron_agent.engine.forwards.lanes import chunk, logits_of, varied
 from tests.neuron_agent.tiny_models import build_tiny
 
 needs_packing = pytest.mark.skipif(
@@ -39,3 +47,34 @@ def test_what_cannot_be_packed_stays() -> None:
     assert packed(half) is half
     other = nn.LayerNorm(8)
     assert packed(other) is other
+
+
+@needs_products
+@pytest.mark.parametrize("form", ["fused", "packed"])
+def test_a_head_that_shares_its_weights_with_the_embedding_shares_them_packed(form: str) -> None:
+    model = varied("llama_tied").to(torch.bfloat16)
+    before = model(input_ids=IDS, use_cache=False).logits[0, -1:]
+    held = sum(tensor.nbytes for tensor in model.parameters())
+    lane = FusedForward if form == "fused" else PackedForward
+    forward = lane(model, SlotCache())
+    forward.settle()
+    if not torch.cpu._is_amx_tile_supported():
+        assert isinstance(model.get_output_embeddings(), NativeLinear)
+        assert isinstance(model.get_input_embeddings(), NativeEmbedding)
+    assert sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) < held + 4096
+    assert vocabulary_size(model) == before.shape[1]
+    after = logits_of(forward, chunk(0, IDS[0].tolist(), 0, IDS.shape[1]))
+    assert torch.cosine_similarity(after.float(), before.float()).min() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@torch.inference_mode()
+def test_embeddings_come_out_of_a_settled_forward_too(kind: str) -> None:
+    """The head that shows the last hidden state is another module after packing."""
+    forward = PackedForward(varied(kind), SlotCache())
+    piece = Chunk("a", 0, 0, tuple(IDS[0].tolist()), 20, False, is_sampled=False, is_embedded=True)
+    before = forward.compute(Batch((piece,))).hidden
+    forward.settle()
+    torch.testing.assert_close(
+        forward.compute(Batch((piece,))).hidden, before, atol=1e-4, rtol=1e-4
+    )
