@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent
 PROGRAMS = FOLDER / "node_modules" / ".bin"
 PATIENCE_SECONDS = 90.0
 LOOK_SECONDS = 0.01
+PRESS_AGAIN_SECONDS = 5.0
 CLOSED_PORT = "http://127.0.0.1:9"
 
 
@@ -43,9 +44,17 @@ class Program:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
-    def interrupt(self) -> None:
-        """Press Ctrl-C: a terminal tells all of its foreground processes."""
-        os.killpg(self._process.pid, signal.SIGINT)
+    async def interrupted(self) -> Outcome:
+        """Press Ctrl-C, again and again as people do, until it ends. Raises TimeoutError.
+
+        A terminal tells all of its foreground processes.
+        """
+        ending = asyncio.create_task(self.ended())
+        while not ending.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGINT)
+            await asyncio.wait([ending], timeout=PRESS_AGAIN_SECONDS)
+        return ending.result()
 
     async def reaches(self, condition: Callable[[], object]) -> None:
         """Wait until a condition holds, which must be while the program runs.
