@@ -18,12 +18,12 @@ class SchedulerLimits:
 
     step_tokens: int = 256
     """Prompt tokens computed in one step at most; decoding sequences' tokens come on top."""
-    mixed_tokens: int = 32
+    mixed_tokens: int = 16
     """The weight of prompt tokens that a step computes beside decoding sequences."""
-    mixed_tokens_per_sequence: int = 4
+    mixed_tokens_per_sequence: int = 3
     """How much more for every running sequence. Those that decode make a step longer anyway, so
     the pause stays in proportion; those that wait for their first token count as much as they."""
-    doubling_tokens: int = 1024
+    doubling_tokens: int = 2048
     """A token of a prompt weighs one at its beginning, two so many tokens later, and so on."""
     reserve_tokens: int = 1024
     """How far ahead of its length a running sequence holds KV tokens."""
