@@ -1,8 +1,8 @@
 """Linear layers whose weights are laid out for the kernels of `native`.
 
 Sixteen outputs are a group. In it lie four bytes of each output's row, then the next four of each:
-[N / 16, K * item bytes / 4, 16, 4 bytes], the last group filled up with zeros. It knows layers, and
-not which of them a model has.
+[N / 16, K * item bytes / 4, 16], the last group filled up with zeros. It knows layers, and not
+which of them a model has.
 """
 
 import torch
@@ -50,14 +50,14 @@ class NativeLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """[N, K], made anew: for code that reads it for itself."""
-        return ungrouped(self.packed)[: self.out_features]
+        return ungrouped(self.packed, torch.bfloat16)[: self.out_features]
 
     def forward(self, inputs: Tensor) -> Tensor:
         return _multiplied(self.product, inputs)
 
     def rows(self, numbers: Tensor) -> Tensor:
         """numbers [..] -> those rows of the weight [.., K]."""
-        return self.packed[numbers // LANES, :, numbers % LANES].flatten(-2)
+        return self.packed[numbers // LANES, :, numbers % LANES].view(torch.bfloat16)
 
 
 class NativeEmbedding(nn.Module):
@@ -105,7 +105,7 @@ class NativeInt8Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """[N, K] in bfloat16, made anew: for code that reads it for itself."""
-        weight = ungrouped(self.packed) * self.scales.unsqueeze(1)
+        weight = ungrouped(self.packed, torch.int8) * self.scales.unsqueeze(1)
         return weight[: self.out_features].to(torch.bfloat16)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -113,15 +113,16 @@ class NativeInt8Linear(nn.Module):
 
 
 def grouped(weight: Tensor) -> Tensor:
-    """[N, K] -> [groups, steps, LANES, items in four bytes]"""
-    items = 4 // weight.itemsize
-    filled = F.pad(weight, (0, 0, 0, -len(weight) % LANES))
-    return filled.view(-1, LANES, weight.shape[1] // items, items).transpose(1, 2).contiguous()
+    """[N, K] -> [groups, steps, LANES], four bytes as one int32"""
+    steps = weight.contiguous().view(torch.int32)  # [N, steps]
+    if steps.shape[0] % LANES:
+        steps = F.pad(steps, (0, 0, 0, -steps.shape[0] % LANES))
+    return steps.view(-1, LANES, steps.shape[1]).transpose(1, 2).contiguous()
 
 
-def ungrouped(packed: Tensor) -> Tensor:
-    """The way back: [groups, steps, LANES, items] -> [N, filled up, K]"""
-    return packed.transpose(1, 2).flatten(2).flatten(0, 1)
+def ungrouped(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """The way back: [groups, steps, LANES] -> [N, filled up, K]"""
+    return packed.transpose(1, 2).flatten(0, 1).contiguous().view(dtype)
 
 
 def _multiplied(product: Product, inputs: Tensor) -> Tensor:

@@ -102,8 +102,8 @@ def test_the_weight_can_be_read_back(width: int, outputs: int) -> None:
     error = (int8_of(layer).weight.float() - layer.weight.float()).abs().max()
     assert error < 0.01 * layer.weight.abs().max()
     packed = grouped(layer.weight)
-    assert packed.shape == (-(-outputs // 16), width // 2, 16, 2)
-    assert torch.equal(ungrouped(packed)[:outputs], layer.weight)
+    assert packed.shape == (-(-outputs // 16), width // 2, 16)
+    assert torch.equal(ungrouped(packed, torch.bfloat16)[:outputs], layer.weight)
 
 
 def test_extreme_inputs_do_not_wrap_around() -> None:
