@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 SOURCES = Path(__file__).parent / "kernels"
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 COMPILE_SECONDS = 120
 

@@ -60,19 +60,6 @@ class NativeLinear(nn.Module):
         return self.packed[numbers // LANES, :, numbers % LANES].view(torch.bfloat16)
 
 
-class NativeEmbedding(nn.Module):
-    """An embedding whose table is the weight of a linear layer: the model's output head."""
-
-    def __init__(self, head: NativeLinear) -> None:
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = head.out_features, head.in_features
-        self._head = head
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids [..] -> [.., embedding_dim]"""
-        return self._head.rows(ids)
-
-
 class NativeInt8Linear(nn.Module):
     """The same over int8 weights, with inputs rounded to bytes at each call, a scale per row."""
 
@@ -110,6 +97,24 @@ class NativeInt8Linear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return _multiplied(self.product, inputs)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """numbers [..] -> those rows of the weight [.., K], in bfloat16."""
+        rounded = self.packed[numbers // LANES, :, numbers % LANES].view(torch.int8)
+        return (rounded * self.scales[numbers].unsqueeze(-1)).to(torch.bfloat16)
+
+
+class NativeEmbedding(nn.Module):
+    """An embedding whose table is the weight of a linear layer: the model's output head."""
+
+    def __init__(self, head: NativeLinear | NativeInt8Linear) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = head.out_features, head.in_features
+        self._head = head
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [..] -> [.., embedding_dim]"""
+        return self._head.rows(ids)
 
 
 def grouped(weight: Tensor) -> Tensor:

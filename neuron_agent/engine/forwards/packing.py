@@ -17,7 +17,12 @@ from neuron_agent.engine.cpu.products import (
     can_multiply,
 )
 from neuron_agent.engine.forwards.linear import PackedLinear, can_pack
-from neuron_agent.engine.forwards.quantize import Int8Linear, PackedInt8Linear, can_pack_int8
+from neuron_agent.engine.forwards.quantize import (
+    Int8Linear,
+    PackedInt8Linear,
+    can_pack_int8,
+    quantize_linear,
+)
 
 
 def packed(linear: nn.Module) -> nn.Module:
@@ -61,8 +66,8 @@ def pack_linears(model: PreTrainedModel) -> None:
 
 
 def pack_head(model: PreTrainedModel) -> None:
-    """Pack the output head. One that shares its weights with the embedding shares them packed, or
-    stays as it is: packing would take a copy.
+    """Pack the output head. Where it shares its weights with the embedding, they share them packed
+    (and rounded, in an int8 model), or it stays as it is: packing would take a copy.
     """
     any_model: Any = model
     head, embedding = any_model.get_output_embeddings(), any_model.get_input_embeddings()
@@ -71,6 +76,10 @@ def pack_head(model: PreTrainedModel) -> None:
         if head is not None:
             any_model.set_output_embeddings(packed(head))
     elif type(embedding) is nn.Embedding and _has_native(head):
-        shared = NativeLinear(head)
+        # In a model of int8 layers the table is rounded, too, now that nothing else needs it whole.
+        layers = {type(module) for module in model.modules()}
+        is_int8 = not layers.isdisjoint({Int8Linear, NativeInt8Linear})
+        shared = packed(quantize_linear(head) if is_int8 else head)
         any_model.set_output_embeddings(shared)
+        assert isinstance(shared, NativeLinear | NativeInt8Linear)
         any_model.set_input_embeddings(NativeEmbedding(shared))

@@ -26,6 +26,9 @@ ZERO_POINT = 128
 MIDDLE = torch.tensor(ZERO_POINT + 0.5)
 """What is cut after this was added is rounded half up: a conversion cuts."""
 
+ROWS_AT_ONCE = 1024
+"""Of a weight that is rounded: a large table takes gigabytes as float32."""
+
 LEAST_SCALE = 1e-30
 """For rows of zeros. Any number does; it must not make infinities of what is divided by it."""
 
@@ -134,9 +137,14 @@ def quantize_linear(linear: nn.Linear, dtype: torch.dtype | None = None) -> Int8
 
     `dtype` is what it is to compute with; None = what its weights are stored in.
     """
-    weight = linear.weight.detach().float()
-    scales = (weight.abs().amax(1) / MAX_INT8).clamp_(min=LEAST_SCALE)  # [N]
-    rounded = (weight / scales.unsqueeze(1)).round_().to(torch.int8)
+    weight = linear.weight.detach()
+    rounded = torch.empty_like(weight, dtype=torch.int8)
+    scales = weight.new_empty(len(weight), dtype=torch.float32)
+    for first in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        part = weight[rows].float()
+        scales[rows] = (part.abs().amax(1) / MAX_INT8).clamp_(min=LEAST_SCALE)
+        rounded[rows] = (part / scales[rows].unsqueeze(1)).round_()
     dtype = dtype or linear.weight.dtype
     bias = None if linear.bias is None else linear.bias.detach().to(dtype)
     return Int8Linear(rounded, scales, bias, dtype)

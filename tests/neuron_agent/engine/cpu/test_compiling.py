@@ -64,7 +64,7 @@ def test_what_the_compiler_says_is_told_and_nothing_is_left(
 ) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
-    script = tools / "c++"
+    script = tools / "g++"
     script.write_text("#!/bin/sh\necho cannot do that >&2\nexit 1\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}/bin")
@@ -74,7 +74,7 @@ def test_what_the_compiler_says_is_told_and_nothing_is_left(
 
 
 def test_a_compiler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "c++"
+    script = tmp_path / "g++"
     script.write_text("#!/bin/sh\nexec sleep 60\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")

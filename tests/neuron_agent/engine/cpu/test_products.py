@@ -120,11 +120,12 @@ def test_odd_widths_are_left_to_others() -> None:
     assert not can_multiply(40)
 
 
-def test_an_embedding_may_read_the_heads_rows() -> None:
-    layer = linear(32, 50, bias=False)
-    head = NativeLinear(layer)
+@pytest.mark.parametrize("form", [NativeLinear, int8_of])
+def test_an_embedding_may_read_the_heads_rows(form: type[NativeLinear]) -> None:
+    head = form(linear(32, 50, bias=False))
     embedding = NativeEmbedding(head)
     ids = torch.tensor([[0, 49, 16], [17, 15, 0]])
-    assert torch.equal(embedding(ids), layer.weight[ids])
+    assert torch.equal(embedding(ids), head.weight[ids])
+    assert embedding(ids).dtype == torch.bfloat16
     assert (embedding.num_embeddings, embedding.embedding_dim) == (50, 32)
     assert embedding(ids[:0]).shape == (0, 3, 32)
