@@ -23,13 +23,13 @@ def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
 class StepAttention:
     """For one step: made when it begins, used by every layer.
 
-    `pieces`: of each sequence the capacity of its slot, its first row in the step, how many rows,
-    and the position of the first. Those of a single row come first.
+    `pieces`: of each sequence its first row in the step, how many rows, and the position of the
+    first. Those of a single row come first.
     """
 
-    def __init__(self, pieces: Iterable[tuple[int, int, int, int]]) -> None:
-        rows = [(0, 0, *piece, 0) for piece in pieces]
-        self._table = torch.tensor(rows)  # [P, PIECE_FIELDS], without addresses and window
+    def __init__(self, pieces: Iterable[tuple[int, int, int]]) -> None:
+        rows = [(0, 0, 0, *piece, 0) for piece in pieces]
+        self._table = torch.tensor(rows)  # [P, PIECE_FIELDS]: what all layers have in common
         self._num_single = sum(row[4] == 1 for row in rows)
 
     def attend(
@@ -55,8 +55,7 @@ class StepAttention:
             scale,
         )
         table, num_single = self._table, self._num_single
-        addresses = [(keys.data_ptr(), values.data_ptr()) for keys, values in kept]
-        table[:, :2] = torch.tensor(addresses)
+        table[:, :3] = torch.tensor([room_of(keys, values) for keys, values in kept])
         table[:, -1] = window or 0
         out = query.new_empty(*query.shape[:2], value.shape[2])
         kernels.store(heads, table, key, value)
@@ -67,6 +66,14 @@ class StepAttention:
         for piece in table[num_single:]:
             kernels.prompt(heads, piece, query, out)
         return out, len(table)
+
+
+def room_of(keys: Tensor, values: Tensor) -> tuple[int, int, int]:
+    """The first of a piece's fields, of keys [Hkv, C, D] and values: addresses and capacity.
+
+    The tensors' own, whatever the slot says: where memory ran out, only some of them have grown.
+    """
+    return keys.data_ptr(), values.data_ptr(), keys.shape[1]
 
 
 def _by_heads(rows: Tensor) -> Tensor:

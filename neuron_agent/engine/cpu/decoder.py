@@ -20,6 +20,7 @@ from neuron_agent.engine.cpu.native import (
     Heads,
     Layer,
     Step,
+    int8_workspace,
     native,
 )
 from neuron_agent.engine.cpu.products import NativeInt8Linear, NativeLinear
@@ -67,6 +68,9 @@ class CompiledDecoder:
         self._layers = (Layer * len(layers))(*map(_described, layers))
         row_size = (shape.num_heads + 2 * shape.num_shared) * shape.head_size
         self._wide = max(row_size, 2 * shape.intermediate)
+        self._is_int8 = any(
+            isinstance(linear, NativeInt8Linear) for layer in layers for linear in linears_of(layer)
+        )
         self._narrow = max(shape.num_heads * shape.head_size, shape.intermediate)
         self._decoder = Decoder(
             heads=Heads(
@@ -100,10 +104,12 @@ class CompiledDecoder:
         work = states.new_empty(num_rows * sum(sizes))
         normed, wide, narrow = torch.split(work, [num_rows * size for size in sizes])
         out = states.new_empty(wanted.shape[0], hidden)
+        room = int8_workspace(num_rows, max(hidden, self._narrow)) if self._is_int8 else None
         step = Step(
             *(num_rows, pieces.shape[1], num_single, wanted.shape[0]),
             *(pieces.data_ptr(), turns.data_ptr(), wanted.data_ptr()),
             *(tensor.data_ptr() for tensor in (states, normed, wide, narrow, out)),
+            None if room is None else room.data_ptr(),
         )
         kernels.run_decoder(self._decoder, step)
         return out
@@ -121,4 +127,5 @@ def _described(layer: LayerWeights) -> Layer:
 def _tensors_of(layer: LayerWeights) -> list[Tensor]:
     norms = [layer.input_norm, layer.head_norms, layer.mlp_norm]
     buffers = [buffer for linear in linears_of(layer) for buffer in linear.buffers()]
-    return [norm for norm in norms if norm is not None] + buffers
+    # Not parameters themselves: their memory may be replaced under them.
+    return [tensor.detach() for tensor in (*norms, *buffers) if tensor is not None]

@@ -1,7 +1,8 @@
 """The compiled kernels as functions of tensors.
 
-Every tensor lies on the CPU, in float32 or bfloat16, its last dimension contiguous; sizes that the
-kernels step through are multiples of `LANES`. Callers ask `can_...` first: nothing here falls back.
+Every tensor lies on the CPU, in float32 or bfloat16, those of a call in the same; rows are
+contiguous where no stride is given, and sizes that are gone through are multiples of `LANES`.
+Callers ask `can_...` first: nothing here falls back, and the kernels check nothing.
 """
 
 import ctypes
@@ -27,7 +28,7 @@ class Heads(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("num_heads", "num_shared", "key_size", "value_size")),
-        *((name, c_int64) for name in ("query_step", "key_step", "value_step")),
+        *((name, c_int64) for name in ("query_stride", "key_stride", "value_stride")),
         ("scale", c_double),
     ]
 
@@ -36,7 +37,7 @@ class Product(ctypes.Structure):
     """A linear layer: see `kernels/products.h`. Addresses; None = there is none of it."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("packed", "scales", "sums", "bias")),
+        *((name, c_void_p) for name in ("packed", "scales", "corrections", "bias")),
         *((name, c_int64) for name in ("num_outputs", "width")),
     ]
 
@@ -63,7 +64,7 @@ class Step(ctypes.Structure):
     _fields_ = [
         *((name, c_int64) for name in ("num_rows", "num_pieces", "num_single", "num_wanted")),
         *((name, c_void_p) for name in ("pieces", "turns", "wanted")),
-        *((name, c_void_p) for name in ("states", "normed", "wide", "narrow", "out")),
+        *((name, c_void_p) for name in ("states", "normed", "wide", "narrow", "out", "workspace")),
     ]
 
 
@@ -79,9 +80,14 @@ _SIGNATURES = {
 }
 _PRODUCT_SIGNATURES = {
     "cortex_prompt": [c_void_p, c_void_p, c_void_p, c_void_p, c_int],
-    "cortex_product": [c_void_p, c_void_p, c_int64, c_void_p, c_int],
+    "cortex_product": [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
     "cortex_decoder": [c_void_p, c_void_p, c_int],
 }
+
+
+def int8_workspace(num_rows: int, width: int) -> Tensor:
+    """What an int8 product needs beside its tensors: of each row a scale and `width` bytes."""
+    return torch.empty(num_rows * (4 + width), dtype=torch.uint8)
 
 
 @cache
@@ -191,12 +197,15 @@ class Native:
 
     def product(self, product: Product, inputs: Tensor) -> Tensor:
         """inputs [T, K] -> [T, N], in bfloat16."""
-        out = inputs.new_empty(inputs.shape[0], product.num_outputs)
+        num_rows = inputs.shape[0]
+        out = inputs.new_empty(num_rows, product.num_outputs)
+        room = int8_workspace(num_rows, product.width) if product.scales else None
         self._library.cortex_product(
             ctypes.addressof(product),
             inputs.data_ptr(),
-            inputs.shape[0],
+            num_rows,
             out.data_ptr(),
+            None if room is None else room.data_ptr(),
             torch.get_num_threads(),
         )
         return out

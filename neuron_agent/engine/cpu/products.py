@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from neuron_agent.engine.cpu.native import LANES, Product, native
 
-MAX_INT8 = 127
 ZERO_POINT = 128
-"""Inputs are unsigned bytes, moved up by this; the sums of weights take it back."""
+"""Inputs are unsigned bytes, moved up by this; corrections take it back."""
+
+MOST_INPUTS = 2**17
+"""So many products of bytes cannot add up to more than 32 bits hold."""
 
 
 def can_multiply(in_features: int) -> bool:
     """Whether these products are here, and are the fastest: AMX is faster, and oneDNN has it."""
     kernels = native()
-    if kernels is None or not kernels.has_products or in_features % LANES:
+    if kernels is None or not kernels.has_products:
+        return False
+    if in_features % LANES or in_features > MOST_INPUTS:
         return False
     return not torch.cpu._is_amx_tile_supported()
 
@@ -65,7 +69,7 @@ class NativeInt8Linear(nn.Module):
 
     packed: Tensor
     scales: Tensor
-    sums: Tensor
+    corrections: Tensor
     bias: Tensor | None
 
     def __init__(self, rounded: Tensor, scales: Tensor, bias: Tensor | None) -> None:
@@ -73,8 +77,8 @@ class NativeInt8Linear(nn.Module):
         self.out_features, self.in_features = rounded.shape
         self.register_buffer("packed", grouped(rounded))
         self.register_buffer("scales", _filled(scales.float()))
-        sums = rounded.sum(1, dtype=torch.int32) * ZERO_POINT
-        self.register_buffer("sums", _filled(sums))
+        corrections = rounded.sum(1, dtype=torch.int32) * ZERO_POINT
+        self.register_buffer("corrections", _filled(corrections))
         self.register_buffer("bias", None if bias is None else _filled(bias.to(torch.bfloat16)))
 
     @property
@@ -83,7 +87,7 @@ class NativeInt8Linear(nn.Module):
         return Product(
             packed=self.packed.data_ptr(),
             scales=self.scales.data_ptr(),
-            sums=self.sums.data_ptr(),
+            corrections=self.corrections.data_ptr(),
             bias=_address(self.bias),
             num_outputs=self.out_features,
             width=self.in_features,
@@ -111,6 +115,11 @@ class NativeEmbedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = head.out_features, head.in_features
         self._head = head
+
+    @property
+    def weight(self) -> Tensor:
+        """[num_embeddings, embedding_dim], made anew: for code that reads it for itself."""
+        return self._head.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [..] -> [.., embedding_dim]"""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuron_agent.engine.cpu.attention import StepAttention, can_attend
+from neuron_agent.engine.cpu.attention import StepAttention, can_attend, room_of
 from neuron_agent.engine.cpu.native import PIECE_FIELDS
 from neuron_agent.scheduling.batch import Batch, Chunk, Copy
 from neuron_agent.scheduling.pool import KvLayout
@@ -26,7 +26,7 @@ class _Slot:
 
     capacity: int = 0
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # each [Hkv, C, D]
-    addresses: Tensor | None = None  # [L, 2]: of keys and values, until one of them moves
+    rooms: Tensor | None = None  # [L, 3]: see `room_of`; until one of them moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class SlotCache:
         for copy in batch.copies:
             self._copy(copy, wanted.get(copy.target))
         pieces = self._pieces_of(batch.chunks)
-        self._pieces = tuple(sorted(pieces, key=lambda piece: piece.num_rows > 1))
+        self._pieces = tuple(sorted(pieces, key=lambda piece: piece.num_rows != 1))
         self._together = None
         self._masks.clear()
 
@@ -125,8 +125,7 @@ class SlotCache:
         """Attend by the kernels; what they do not attend to, one sequence after the other."""
         if self._together is None:
             self._together = StepAttention(
-                (piece.slot.capacity, piece.first_row, piece.num_rows, piece.start)
-                for piece in self._pieces
+                (piece.first_row, piece.num_rows, piece.start) for piece in self._pieces
             )
         out, num_done = self._together.attend(kept, query, key, value, scale, window)
         for piece, (keys, values) in zip(self._pieces[num_done:], kept[num_done:], strict=True):
@@ -142,15 +141,12 @@ class SlotCache:
         """
         for layer in range(len(windows)):
             self._token_bytes[layer] = 2 * like.nbytes
-        numbers = [
-            (piece.slot.capacity, piece.first_row, piece.num_rows, piece.start)
-            for piece in self._pieces
-        ]
+        numbers = [(piece.first_row, piece.num_rows, piece.start) for piece in self._pieces]
         table = torch.empty(len(windows), len(numbers), PIECE_FIELDS, dtype=torch.long)
-        table[..., :2] = torch.stack(
-            [_addresses(piece.slot, like, len(windows)) for piece in self._pieces], 1
+        table[..., :3] = torch.stack(
+            [_rooms(piece.slot, like, len(windows)) for piece in self._pieces], 1
         )
-        table[..., 2:-1] = torch.tensor(numbers)
+        table[..., 3:-1] = torch.tensor(numbers)
         table[..., -1] = torch.tensor([window or 0 for window in windows]).unsqueeze(1)
         return table, sum(piece.num_rows == 1 for piece in self._pieces)
 
@@ -214,7 +210,7 @@ class SlotCache:
         capacity = max(copy.num_tokens, _room(0, chunk) if chunk else 0)
         if target.capacity < capacity:
             target.layers.clear()
-            target.addresses = None
+            target.rooms = None
             target.capacity = capacity
         for layer, pair in source.layers.items():
             mine = target.layers.get(layer) or _new_layer(target, layer, *map(_by_token, pair))
@@ -267,7 +263,7 @@ def _make_room(slot: _Slot, capacity: int, kept_tokens: int) -> None:
     """Let every layer hold `capacity` tokens, beginning with those that are kept."""
     if capacity <= slot.capacity:
         return
-    slot.addresses = None
+    slot.rooms = None
     for layer, pair in slot.layers.items():
         keys, values = (_grown(tensor, capacity, kept_tokens) for tensor in pair)
         slot.layers[layer] = keys, values
@@ -286,20 +282,20 @@ def _new_layer(slot: _Slot, layer: int, key: Tensor, value: Tensor) -> tuple[Ten
     keys = key.new_empty(key.shape[1], slot.capacity, key.shape[2])
     values = value.new_empty(value.shape[1], slot.capacity, value.shape[2])
     slot.layers[layer] = keys, values
-    slot.addresses = None
+    slot.rooms = None
     return keys, values
 
 
-def _addresses(slot: _Slot, like: Tensor, num_layers: int) -> Tensor:
-    """[L, 2]: where a slot's keys and values lie; it gets its room in layers where it has none."""
-    if slot.addresses is None:
+def _rooms(slot: _Slot, like: Tensor, num_layers: int) -> Tensor:
+    """[L, 3]: where a slot's keys and values lie; it gets its room in layers where it has none."""
+    if slot.rooms is None:
         row = like.unsqueeze(0)
         kept = [
             slot.layers.get(layer) or _new_layer(slot, layer, row, row)
             for layer in range(num_layers)
         ]
-        slot.addresses = torch.tensor([[one.data_ptr() for one in pair] for pair in kept])
-    return slot.addresses
+        slot.rooms = torch.tensor([room_of(*pair) for pair in kept])
+    return slot.rooms
 
 
 def _by_token(stored: Tensor) -> Tensor:

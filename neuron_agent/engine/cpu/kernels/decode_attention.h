@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <type_traits>
 
@@ -19,7 +20,7 @@ constexpr int BLOCK_KEYS = 64;
 // The products of one row of keys with the queries of the heads that share it.
 template <class Number, int HEADS>
 struct Queries {
-    static constexpr int STEP = LANES;
+    static constexpr int NUMBERS = LANES;
     float rows[HEADS][MAX_HEAD_SIZE];
 
     Queries(const Number *query, int64_t width) {
@@ -40,7 +41,7 @@ struct Queries {
 // In pairs, as far as a head has whole vectors of them.
 template <int HEADS>
 struct PairQueries {
-    static constexpr int STEP = 2 * LANES;
+    static constexpr int NUMBERS = 2 * LANES;
     const BFloat16 *rows;
     int64_t width;
 
@@ -62,7 +63,7 @@ class DecodeTask {
                     const Number *values, int64_t first, int64_t end, Number *out) {
 #if defined(__AVX512BF16__)
         if constexpr (std::is_same_v<Number, BFloat16>)
-            if (heads.key_size % PairQueries<HEADS>::STEP == 0) {
+            if (heads.key_size % PairQueries<HEADS>::NUMBERS == 0) {
                 const PairQueries<HEADS> queries{query, heads.key_size};
                 return attend(heads, queries, keys, values, first, end, out);
             }
@@ -75,22 +76,23 @@ class DecodeTask {
     static void attend(const Heads &heads, const Query &queries, const Number *keys,
                        const Number *values, int64_t first, int64_t end, Number *out) {
         const int64_t width = heads.key_size, value_width = heads.value_size;
-        float sums[HEADS][MAX_HEAD_SIZE] = {}, most[HEADS], total[HEADS] = {};
-        std::fill(most, most + HEADS, -1e30f);
+        float sums[HEADS][MAX_HEAD_SIZE] = {}, running_max[HEADS], running_sum[HEADS] = {};
+        std::fill(running_max, running_max + HEADS, -FLT_MAX);
         for (int64_t start = first; start < end; start += BLOCK_KEYS) {
             const int count = std::min<int64_t>(BLOCK_KEYS, end - start);
             alignas(64) float shares[HEADS][BLOCK_KEYS];
             score(queries, keys + start * width, width, count, shares);
             for (int head = 0; head < HEADS; head++) {
-                const float fade = share(shares[head], count, heads.scale, most[head], total[head]);
+                const float rescale = share(shares[head], count, heads.scale, running_max[head],
+                                            running_sum[head]);
                 for (int64_t d = 0; d < value_width; d += LANES)
-                    store(sums[head] + d, load(sums[head] + d) * fade);
+                    store(sums[head] + d, load(sums[head] + d) * rescale);
             }
-            gather(shares, values + start * value_width, value_width, count, sums);
+            accumulate(shares, values + start * value_width, value_width, count, sums);
         }
         for (int head = 0; head < HEADS; head++)
             for (int64_t d = 0; d < value_width; d += LANES)
-                store(out + head * value_width + d, load(sums[head] + d) / total[head]);
+                store(out + head * value_width + d, load(sums[head] + d) / running_sum[head]);
     }
 
     // Four keys at a time: their sums across lanes are made together.
@@ -102,7 +104,7 @@ class DecodeTask {
             for (int one = 0; one < 4; one++)
                 rows[one] = keys + std::min(key + one, count - 1) * width;
             Floats products[HEADS][4] = {};
-            for (int64_t d = 0; d < width; d += Query::STEP)
+            for (int64_t d = 0; d < width; d += Query::NUMBERS)
                 for (int one = 0; one < 4; one++) {
                     const auto numbers = Query::keys(rows[one] + d);
                     for (int head = 0; head < HEADS; head++)
@@ -115,22 +117,23 @@ class DecodeTask {
     }
 
     // Turn scores into shares. Returns what earlier sums are to be multiplied by.
-    static float share(float *scores, int count, float scale, float &most, float &total) {
-        float highest = most;
-        for (int key = 0; key < count; key++) highest = std::max(highest, scores[key] * scale);
+    static float share(float *scores, int count, float scale, float &running_max,
+                       float &running_sum) {
+        float highest = running_max;
+        for (int key = 0; key < count; key++) highest = std::max(highest, scores[key] *= scale);
         Floats part = {};
         for (int key = 0; key < BLOCK_KEYS; key += LANES) {
-            const Floats shares = exponential(load(scores + key) * scale - highest);
+            const Floats shares = exponential(load(scores + key) - highest);
             store(scores + key, shares);
             part += shares;
         }
-        const float fade = exponential(all(most - highest))[0];
-        total = total * fade + sum(part);
-        most = highest;
-        return fade;
+        const float rescale = exponential(all(running_max - highest))[0];
+        running_sum = running_sum * rescale + sum(part);
+        running_max = highest;
+        return rescale;
     }
 
-    static void gather(const float (&shares)[HEADS][BLOCK_KEYS], const Number *values,
+    static void accumulate(const float (&shares)[HEADS][BLOCK_KEYS], const Number *values,
                        int64_t width, int count, float (&sums)[HEADS][MAX_HEAD_SIZE]) {
         // Wide rows are gone through in parts: a few keys at once, so that they stay near.
         const int most_keys = width > 4 * LANES ? 16 : BLOCK_KEYS;
@@ -138,14 +141,14 @@ class DecodeTask {
             const int some = std::min(most_keys, count - key);
             int64_t d = 0;
             for (; d + 4 * LANES <= width; d += 4 * LANES)
-                gather_part<4>(shares, key, values + key * width + d, width, some, d, sums);
+                accumulate_part<4>(shares, key, values + key * width + d, width, some, d, sums);
             for (; d < width; d += LANES)
-                gather_part<1>(shares, key, values + key * width + d, width, some, d, sums);
+                accumulate_part<1>(shares, key, values + key * width + d, width, some, d, sums);
         }
     }
 
     template <int VECTORS>
-    static void gather_part(const float (&shares)[HEADS][BLOCK_KEYS], int first,
+    static void accumulate_part(const float (&shares)[HEADS][BLOCK_KEYS], int first,
                             const Number *values, int64_t width, int count, int64_t d,
                             float (&sums)[HEADS][MAX_HEAD_SIZE]) {
         Floats seen[HEADS][VECTORS];
@@ -174,7 +177,7 @@ void decode_head(const Heads &heads, const Piece &piece, const Number *query, in
     auto values = (const Number *)piece.values + shared * piece.capacity * heads.value_size;
     for (int64_t done = 0; done < group;) {
         const int64_t head = shared * group + done;
-        auto from = query + piece.first_row * heads.query_step + head * heads.key_size;
+        auto from = query + piece.first_row * heads.query_stride + head * heads.key_size;
         auto to = out + (piece.first_row * heads.num_heads + head) * heads.value_size;
         if (group - done >= 4) {
             DecodeTask<Number, 4>::run(heads, from, keys, values, first, end, to);

@@ -39,6 +39,7 @@ struct Step {
     BFloat16 *wide;           // [num_rows, all heads or 2 * intermediate, whichever is more]
     BFloat16 *narrow;         // [num_rows, queries' heads or intermediate, whichever is more]
     BFloat16 *out;            // [num_wanted, hidden], after the last norm
+    float *workspace;         // for int8: see `apply`
 };
 
 class StepRun {
@@ -56,11 +57,11 @@ class StepRun {
             if (is_last && !step.num_wanted) return;  // nobody asks: the slots are filled
             attend(pieces);
             if (is_last) keep_wanted();
-            multiply(layer.output, attended, num_rows, states, true, num_threads);
+            apply_linear(layer.output, attended, states, true);
             norm_states(layer.mlp_norm, step.normed);
-            multiply(layer.gate_up, step.normed, num_rows, step.wide, false, num_threads);
+            apply_linear(layer.gate_up, step.normed, step.wide, false);
             gate(step.wide, num_rows, decoder.intermediate, step.narrow, num_threads);
-            multiply(layer.down, step.narrow, num_rows, states, true, num_threads);
+            apply_linear(layer.down, step.narrow, states, true);
         }
         norm_states(decoder.norm, step.out);
     }
@@ -77,12 +78,16 @@ class StepRun {
         norm(states, weight, num_rows, decoder.hidden, decoder.epsilon, out, num_threads);
     }
 
+    void apply_linear(const Product &linear, const BFloat16 *inputs, BFloat16 *out, bool is_added) {
+        apply(linear, inputs, num_rows, out, is_added, step.workspace, num_threads);
+    }
+
     // Queries, keys and values into `wide`, and on into their slots.
     void store(const Layer &layer, const Piece *pieces) {
         const int64_t num_turned = heads.num_heads + heads.num_shared;
         norm_states(layer.input_norm, step.normed);
-        multiply(layer.query_key_value, step.normed, num_rows, step.wide, false, num_threads);
-        turn(step.wide, layer.head_norms, step.turns, num_rows, heads.query_step, num_turned,
+        apply_linear(layer.query_key_value, step.normed, step.wide, false);
+        turn(step.wide, layer.head_norms, step.turns, num_rows, heads.query_stride, num_turned,
              heads.key_size, decoder.epsilon, num_threads);
         store_pieces(heads, pieces, step.num_pieces, step.wide + heads.num_heads * heads.key_size,
                      step.wide + num_turned * heads.key_size);

@@ -7,8 +7,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
+#include "steps.h"
 #include "vectors.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
@@ -33,30 +33,31 @@ struct Int8Fours {
     }
 };
 
-// A linear layer. int8 has scales and sums (128 times the sum of each output's weights); without
-// them it is bfloat16. Scales, sums and bias, which may be none, are filled up to whole groups.
+// A linear layer. int8 has scales, and corrections for its inputs' zero point (128 times the sum of
+// each output's weights); without them it is bfloat16. All three, and the bias, which may be none,
+// are filled up to whole groups.
 struct Product {
     const void *packed;
     const float *scales;
-    const int32_t *sums;
+    const int32_t *corrections;
     const BFloat16 *bias;
     int64_t num_outputs, width;
 };
 
-// inputs: NUM_ROWS rows of `num_steps` times four bytes; weights: NUM_GROUPS packed groups.
+// inputs: NUM_ROWS rows of `num_words` times four bytes; weights: NUM_GROUPS packed groups.
 template <class Kind, int NUM_ROWS, int NUM_GROUPS>
-inline void multiply(const int32_t *inputs, const int32_t *weights, int64_t num_steps,
+inline void multiply(const int32_t *inputs, const int32_t *weights, int64_t num_words,
                      typename Kind::Sums (&sums)[ROWS][GROUPS]) {
     typename Kind::Sums kept[NUM_ROWS][NUM_GROUPS] = {};
-    for (int64_t step = 0; step < num_steps; step++) {
+    for (int64_t word = 0; word < num_words; word++) {
         __m512i columns[NUM_GROUPS];
         for (int group = 0; group < NUM_GROUPS; group++) {
-            const int32_t *column = weights + (group * num_steps + step) * LANES;
+            const int32_t *column = weights + (group * num_words + word) * LANES;
             columns[group] = _mm512_loadu_si512(column);
-            _mm_prefetch((const char *)(column + NUM_GROUPS * num_steps * LANES), _MM_HINT_T1);
+            _mm_prefetch((const char *)(column + NUM_GROUPS * num_words * LANES), _MM_HINT_T1);
         }
         for (int row = 0; row < NUM_ROWS; row++) {
-            const __m512i input = _mm512_set1_epi32(inputs[row * num_steps + step]);
+            const __m512i input = _mm512_set1_epi32(inputs[row * num_words + word]);
             for (int group = 0; group < NUM_GROUPS; group++)
                 kept[row][group] = Kind::add(kept[row][group], input, columns[group]);
         }
@@ -67,41 +68,41 @@ inline void multiply(const int32_t *inputs, const int32_t *weights, int64_t num_
 
 template <class Kind, int NUM_GROUPS>
 inline void multiply_rows(int num_rows, const int32_t *inputs, const int32_t *weights,
-                          int64_t num_steps, typename Kind::Sums (&sums)[ROWS][GROUPS]) {
+                          int64_t num_words, typename Kind::Sums (&sums)[ROWS][GROUPS]) {
     switch (num_rows) {
-        case 1: return multiply<Kind, 1, NUM_GROUPS>(inputs, weights, num_steps, sums);
-        case 2: return multiply<Kind, 2, NUM_GROUPS>(inputs, weights, num_steps, sums);
-        case 3: return multiply<Kind, 3, NUM_GROUPS>(inputs, weights, num_steps, sums);
-        case 4: return multiply<Kind, 4, NUM_GROUPS>(inputs, weights, num_steps, sums);
-        case 5: return multiply<Kind, 5, NUM_GROUPS>(inputs, weights, num_steps, sums);
-        default: return multiply<Kind, 6, NUM_GROUPS>(inputs, weights, num_steps, sums);
+        case 1: return multiply<Kind, 1, NUM_GROUPS>(inputs, weights, num_words, sums);
+        case 2: return multiply<Kind, 2, NUM_GROUPS>(inputs, weights, num_words, sums);
+        case 3: return multiply<Kind, 3, NUM_GROUPS>(inputs, weights, num_words, sums);
+        case 4: return multiply<Kind, 4, NUM_GROUPS>(inputs, weights, num_words, sums);
+        case 5: return multiply<Kind, 5, NUM_GROUPS>(inputs, weights, num_words, sums);
+        default: return multiply<Kind, 6, NUM_GROUPS>(inputs, weights, num_words, sums);
     }
 }
 
-// Multiply inputs [num_rows, K] by all weights, `num_steps` steps each; hand out the sums of every
+// Multiply inputs [num_rows, K] by all weights, `num_words` steps each; hand out the sums of every
 // sixteen outputs of every row as finish(row, first output, sums).
 template <class Kind, class Finish>
 void multiply_all(const int32_t *inputs, const int32_t *weights, int64_t num_rows,
-                  int64_t num_groups, int64_t num_steps, int num_threads, Finish finish) {
+                  int64_t num_groups, int64_t num_words, int num_threads, Finish finish) {
     const int64_t num_tiles = (num_rows + ROWS - 1) / ROWS;
     const int64_t num_panels = (num_groups + GROUPS - 1) / GROUPS;
 #pragma omp parallel for schedule(static) num_threads(num_threads) if (num_threads > 1)
     for (int64_t panel = 0; panel < num_panels; panel++) {
         const int64_t first_group = panel * GROUPS;
         const int groups = std::min<int64_t>(GROUPS, num_groups - first_group);
-        const int32_t *columns = weights + first_group * num_steps * LANES;
+        const int32_t *columns = weights + first_group * num_words * LANES;
         for (int64_t tile = 0; tile < num_tiles; tile++) {
             const int64_t first = num_rows * tile / num_tiles;
             const int64_t end = num_rows * (tile + 1) / num_tiles;
-            const int32_t *rows = inputs + first * num_steps;
+            const int32_t *rows = inputs + first * num_words;
             typename Kind::Sums sums[ROWS][GROUPS];
             if (groups == GROUPS)
-                multiply_rows<Kind, GROUPS>(end - first, rows, columns, num_steps, sums);
+                multiply_rows<Kind, GROUPS>(end - first, rows, columns, num_words, sums);
             else
                 for (int group = 0; group < groups; group++) {
                     typename Kind::Sums one[ROWS][GROUPS];
                     multiply_rows<Kind, 1>(end - first, rows,
-                                           columns + group * num_steps * LANES, num_steps, one);
+                                           columns + group * num_words * LANES, num_words, one);
                     for (int64_t row = 0; row < end - first; row++) sums[row][group] = one[row][0];
                 }
             for (int64_t row = first; row < end; row++)
@@ -111,26 +112,29 @@ void multiply_all(const int32_t *inputs, const int32_t *weights, int64_t num_row
     }
 }
 
-// Inputs as bytes around 128, each row by its own peak. Returns what a byte is worth per row.
+// Inputs as bytes around 128, each row by its own peak: a byte is worth the row's scale.
 inline void to_bytes(const BFloat16 *inputs, int64_t num_rows, int64_t width, uint8_t *bytes,
-                     float *worths) {
-    for (int64_t row = 0; row < num_rows; row++) {
+                     float *scales, int num_threads) {
+    for_rows(num_rows, num_threads, [=](int64_t row) {
         const BFloat16 *numbers = inputs + row * width;
-        Floats peaks = {};
+        // Compared as bits: NaN is more than any number then, and the whole row becomes NaN.
+        Words peaks = (Words)all(1e-30f);
         for (int64_t k = 0; k < width; k += LANES) {
-            const Floats some = load(numbers + k);
-            peaks = larger((Floats)((Words)some & 0x7fffffff), peaks);
+            const Words some = (Words)load(numbers + k) & 0x7fffffff;
+            peaks = some > peaks ? some : peaks;
         }
-        float peak = 1e-30f;
-        for (int lane = 0; lane < LANES; lane++) peak = std::max(peak, peaks[lane]);
-        worths[row] = peak / 127;
+        uint32_t bits = 0;
+        for (int lane = 0; lane < LANES; lane++) bits = std::max<uint32_t>(bits, peaks[lane]);
+        float peak;
+        memcpy(&peak, &bits, sizeof peak);
+        scales[row] = peak / 127;
         const float scale = 127 / peak;
         for (int64_t k = 0; k < width; k += LANES) {
             const Floats moved = load(numbers + k) * scale + 128.5f;
             const __m128i some = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32((__m512)moved));
             memcpy(bytes + row * width + k, &some, LANES);
         }
-    }
+    });
 }
 
 // Sixteen outputs, or as many as are left of the row, replace what is there or are added to it.
@@ -143,9 +147,10 @@ inline void put(BFloat16 *row, int64_t first, int64_t num_outputs, bool is_added
     if (left < LANES) memcpy(row + first, part, left * sizeof(BFloat16));
 }
 
-// inputs [num_rows, width] -> out [num_rows, num_outputs], added to what is there if asked.
-inline void multiply(const Product &product, const BFloat16 *inputs, int64_t num_rows,
-                     BFloat16 *out, bool is_added, int num_threads) {
+// inputs [num_rows, width] -> out [num_rows, num_outputs], added to what is there if asked. int8
+// needs a workspace: of each row a float and `width` bytes.
+inline void apply(const Product &product, const BFloat16 *inputs, int64_t num_rows, BFloat16 *out,
+                  bool is_added, float *workspace, int num_threads) {
     const int64_t num_outputs = product.num_outputs, width = product.width;
     const int64_t num_groups = (num_outputs + LANES - 1) / LANES;
     auto weights = (const int32_t *)product.packed;
@@ -159,20 +164,17 @@ inline void multiply(const Product &product, const BFloat16 *inputs, int64_t num
             });
         return;
     }
-    static thread_local std::vector<uint8_t> bytes;
-    static thread_local std::vector<float> worths;
-    bytes.resize(num_rows * width);
-    worths.resize(num_rows);
-    to_bytes(inputs, num_rows, width, bytes.data(), worths.data());
-    const float *scales = product.scales, *worth = worths.data();
-    const int32_t *corrections = product.sums;
+    const float *scales = product.scales, *row_scales = workspace;
+    auto bytes = (uint8_t *)(workspace + num_rows);
+    to_bytes(inputs, num_rows, width, bytes, workspace, num_threads);
+    const int32_t *corrections = product.corrections;
     multiply_all<Int8Fours>(
-        (const int32_t *)bytes.data(), weights, num_rows, num_groups, width / 4, num_threads,
+        (const int32_t *)bytes, weights, num_rows, num_groups, width / 4, num_threads,
         [=](int64_t row, int64_t first, __m512i sums) {
             Ints correction;
             memcpy(&correction, corrections + first, sizeof correction);
             Floats numbers = __builtin_convertvector((Ints)sums - correction, Floats);
-            numbers *= load(scales + first) * worth[row];
+            numbers *= load(scales + first) * row_scales[row];
             if (bias) numbers += load(bias + first);
             put(out + row * num_outputs, first, num_outputs, is_added, numbers);
         });

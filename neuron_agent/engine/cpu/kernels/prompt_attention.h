@@ -7,8 +7,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
+#include "decode_attention.h"
 #include "slots.h"
 #include "vectors.h"
 
@@ -18,20 +20,19 @@ namespace cortex {
 
 constexpr int TILES = 4;
 constexpr int COLUMNS = TILES * LANES;
-constexpr int KEYS = 64;  // of a block
-constexpr int STEP = 4;   // rows of a product computed together
+constexpr int TOGETHER = 4;   // rows of a product computed together
 
-// acc[row][tile] += pairs(rows) x pairs(columns), for STEP rows and all columns.
-// rows: STEP rows of pairs, `row_step` apart; a row's pairs `pair_step` apart.
-inline void multiply_pairs(const int32_t *rows, int64_t row_step, int64_t pair_step,
+// acc[row][tile] += pairs(rows) x pairs(columns), for TOGETHER rows and all columns.
+// rows: TOGETHER rows of pairs, `row_stride` apart; a row's pairs `pair_stride` apart.
+inline void multiply_pairs(const int32_t *rows, int64_t row_stride, int64_t pair_stride,
                            const int32_t (*columns)[COLUMNS], int64_t num_pairs,
-                           Floats (&sums)[STEP][TILES]) {
+                           Floats (&sums)[TOGETHER][TILES]) {
     for (int64_t pair = 0; pair < num_pairs; pair++) {
         __m512i lanes[TILES];
         for (int tile = 0; tile < TILES; tile++)
             lanes[tile] = _mm512_loadu_si512(columns[pair] + tile * LANES);
-        for (int row = 0; row < STEP; row++) {
-            const __m512i both = _mm512_set1_epi32(rows[row * row_step + pair * pair_step]);
+        for (int row = 0; row < TOGETHER; row++) {
+            const __m512i both = _mm512_set1_epi32(rows[row * row_stride + pair * pair_stride]);
             for (int tile = 0; tile < TILES; tile++)
                 sums[row][tile] = (Floats)_mm512_dpbf16_ps((__m512)sums[row][tile],
                                                            (__m512bh)lanes[tile], (__m512bh)both);
@@ -54,7 +55,8 @@ class PromptTile {
         const int64_t num_columns =
             std::min<int64_t>(COLUMNS, piece.num_rows * group - first_column);
         take_queries(heads, piece, query, shared, first_column, num_columns, group);
-        for (int tile = 0; tile < TILES; tile++) most[tile] = all(-1e30f), total[tile] = Floats{};
+        for (int tile = 0; tile < TILES; tile++)
+            running_max[tile] = all(-FLT_MAX), running_sum[tile] = Floats{};
         for (int64_t d = 0; d < heads.value_size; d++)
             for (int tile = 0; tile < TILES; tile++) store(sums[d] + tile * LANES, Floats{});
         const int64_t head_offset = shared * piece.capacity;
@@ -63,25 +65,25 @@ class PromptTile {
         const int64_t lowest = positions[0], highest = positions[num_columns - 1];
         const int64_t first_seen =
             piece.window ? std::max<int64_t>(0, lowest - piece.window + 1) : 0;
-        for (int64_t start = first_seen; start <= highest; start += KEYS) {
-            const int count = std::min<int64_t>(KEYS, highest + 1 - start);
+        for (int64_t start = first_seen; start <= highest; start += BLOCK_KEYS) {
+            const int count = std::min<int64_t>(BLOCK_KEYS, highest + 1 - start);
             score(keys + start * heads.key_size, heads.key_size, count);
             const bool is_cut = start + count - 1 > lowest ||
                                 (piece.window && start <= highest - piece.window);
             share((float)heads.scale, start, count, is_cut ? &piece : nullptr, heads.value_size);
-            gather(values + start * heads.value_size, heads.value_size, count);
+            accumulate(values + start * heads.value_size, heads.value_size, count);
         }
         give(heads, piece, shared, first_column, num_columns, group, out);
     }
 
   private:
     alignas(64) int32_t queries[MAX_HEAD_SIZE / 2][COLUMNS];  // pairs
-    alignas(64) float scores[KEYS][COLUMNS];
-    alignas(64) int32_t shares[KEYS / 2][COLUMNS];  // pairs of keys
-    alignas(64) int32_t pairs[KEYS / 2][MAX_HEAD_SIZE];  // values, pairs of keys
+    alignas(64) float scores[BLOCK_KEYS][COLUMNS];
+    alignas(64) int32_t shares[BLOCK_KEYS / 2][COLUMNS];  // pairs of keys
+    alignas(64) int32_t pairs[BLOCK_KEYS / 2][MAX_HEAD_SIZE];  // values, pairs of keys
     alignas(64) float sums[MAX_HEAD_SIZE][COLUMNS];
     alignas(64) int32_t positions[COLUMNS];
-    Floats most[TILES], total[TILES];
+    Floats running_max[TILES], running_sum[TILES];
 
     void take_queries(const Heads &heads, const Piece &piece, const BFloat16 *query,
                       int64_t shared, int64_t first_column, int64_t num_columns, int64_t group) {
@@ -89,24 +91,25 @@ class PromptTile {
             const int64_t used = first_column + std::min(column, num_columns - 1);
             const int64_t row = used / group, head = shared * group + used % group;
             positions[column] = piece.start + row;
-            auto from = query + (piece.first_row + row) * heads.query_step + head * heads.key_size;
+            auto from =
+                query + (piece.first_row + row) * heads.query_stride + head * heads.key_size;
             for (int64_t pair = 0; pair < heads.key_size / 2; pair++)
                 memcpy(&queries[pair][column], from + 2 * pair, sizeof(int32_t));
         }
     }
 
     void score(const BFloat16 *keys, int64_t width, int count) {
-        for (int key = 0; key < count; key += STEP) {
+        for (int key = 0; key < count; key += TOGETHER) {
             // The last rows may be computed twice: never read past the keys that are there.
-            const int row = std::max(0, std::min(key, count - STEP));
-            const int64_t row_step = count < STEP ? 0 : width / 2;
-            Floats products[STEP][TILES] = {};
-            for (int one = 0; one < (count < STEP ? count : 1); one++) {
-                const int at = count < STEP ? one : row;
-                if (count < STEP) memset(products, 0, sizeof products);
-                multiply_pairs((const int32_t *)(keys + at * width), row_step, 1, queries,
+            const int row = std::max(0, std::min(key, count - TOGETHER));
+            const int64_t row_stride = count < TOGETHER ? 0 : width / 2;
+            Floats products[TOGETHER][TILES] = {};
+            for (int one = 0; one < (count < TOGETHER ? count : 1); one++) {
+                const int at = count < TOGETHER ? one : row;
+                if (count < TOGETHER) memset(products, 0, sizeof products);
+                multiply_pairs((const int32_t *)(keys + at * width), row_stride, 1, queries,
                                width / 2, products);
-                for (int step = 0; step < (count < STEP ? 1 : STEP); step++)
+                for (int step = 0; step < (count < TOGETHER ? 1 : TOGETHER); step++)
                     for (int tile = 0; tile < TILES; tile++)
                         store(scores[at + step] + tile * LANES, products[step][tile]);
             }
@@ -119,7 +122,7 @@ class PromptTile {
             const int lane = tile * LANES;
             Ints position;
             memcpy(&position, positions + lane, sizeof position);
-            Floats highest = most[tile];
+            Floats highest = running_max[tile];
             for (int key = 0; key < count; key++) {
                 Floats row = load(scores[key] + lane) * scale;
                 if (cut) {
@@ -141,15 +144,15 @@ class PromptTile {
                 const Ints both = paired(even, odd);
                 memcpy(shares[key / 2] + lane, &both, sizeof both);
             }
-            const Floats fade = exponential(most[tile] - highest);
-            total[tile] = total[tile] * fade + part;
-            most[tile] = highest;
+            const Floats rescale = exponential(running_max[tile] - highest);
+            running_sum[tile] = running_sum[tile] * rescale + part;
+            running_max[tile] = highest;
             for (int64_t d = 0; d < value_size; d++)
-                store(sums[d] + lane, load(sums[d] + lane) * fade);
+                store(sums[d] + lane, load(sums[d] + lane) * rescale);
         }
     }
 
-    void gather(const BFloat16 *values, int64_t width, int count) {
+    void accumulate(const BFloat16 *values, int64_t width, int count) {
         for (int key = 0; key < count; key += 2)
             for (int64_t d = 0; d < width; d += LANES) {
                 const bool has_odd = key + 1 < count;
@@ -157,13 +160,13 @@ class PromptTile {
                                          has_odd ? load(values + (key + 1) * width + d) : Floats{});
                 memcpy(pairs[key / 2] + d, &both, sizeof both);
             }
-        for (int64_t d = 0; d < width; d += STEP) {
-            Floats seen[STEP][TILES];
-            for (int step = 0; step < STEP; step++)
+        for (int64_t d = 0; d < width; d += TOGETHER) {
+            Floats seen[TOGETHER][TILES];
+            for (int step = 0; step < TOGETHER; step++)
                 for (int tile = 0; tile < TILES; tile++)
                     seen[step][tile] = load(sums[d + step] + tile * LANES);
             multiply_pairs(&pairs[0][d], 1, MAX_HEAD_SIZE, shares, (count + 1) / 2, seen);
-            for (int step = 0; step < STEP; step++)
+            for (int step = 0; step < TOGETHER; step++)
                 for (int tile = 0; tile < TILES; tile++)
                     store(sums[d + step] + tile * LANES, seen[step][tile]);
         }
@@ -175,7 +178,7 @@ class PromptTile {
         for (int64_t d = 0; d < heads.value_size; d++)
             for (int tile = 0; tile < TILES; tile++)
                 store((BFloat16 *)halves[d] + tile * LANES,
-                      load(sums[d] + tile * LANES) / total[tile]);
+                      load(sums[d] + tile * LANES) / running_sum[tile]);
         for (int64_t column = 0; column < num_columns; column++) {
             const int64_t used = first_column + column;
             const int64_t row = used / group, head = shared * group + used % group;
@@ -192,7 +195,7 @@ inline void attend_prompt(const Heads &heads, const Piece &piece, const BFloat16
     const int64_t num_tiles = (piece.num_rows * group + COLUMNS - 1) / COLUMNS;
 #pragma omp parallel for schedule(dynamic) num_threads(num_threads) if (num_threads > 1)
     for (int64_t task = 0; task < num_tiles * heads.num_shared; task++) {
-        // The last tiles see the most: they go first.
+        // The last tiles see the running_max: they go first.
         const int64_t tile = num_tiles - 1 - task / heads.num_shared;
         static thread_local PromptTile workspace;
         workspace.run(heads, piece, query, task % heads.num_shared, tile * COLUMNS, out);

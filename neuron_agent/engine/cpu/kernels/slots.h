@@ -12,7 +12,7 @@ constexpr int MAX_HEAD_SIZE = 256;
 // Queries' heads share keys' heads evenly. Rows of a step lie so many numbers apart.
 struct Heads {
     int64_t num_heads, num_shared, key_size, value_size;
-    int64_t query_step, key_step, value_step;
+    int64_t query_stride, key_stride, value_stride;
     double scale;
 };
 
@@ -25,12 +25,12 @@ struct Piece {
 };
 
 template <class Number>
-void store_rows(const Heads &heads, const Piece &piece, const Number *rows, int64_t row_step,
+void store_rows(const Heads &heads, const Piece &piece, const Number *rows, int64_t row_stride,
                 int64_t size, int64_t address) {
     for (int64_t shared = 0; shared < heads.num_shared; shared++) {
         Number *to = (Number *)address + (shared * piece.capacity + piece.start) * size;
         for (int64_t row = 0; row < piece.num_rows; row++)
-            memcpy(to + row * size, rows + (piece.first_row + row) * row_step + shared * size,
+            memcpy(to + row * size, rows + (piece.first_row + row) * row_stride + shared * size,
                    size * sizeof(Number));
     }
 }
@@ -41,8 +41,8 @@ void store_pieces(const Heads &heads, const Piece *pieces, int64_t num_pieces, c
                   const Number *value) {
     for (int64_t number = 0; number < num_pieces; number++) {
         const Piece &piece = pieces[number];
-        store_rows(heads, piece, key, heads.key_step, heads.key_size, piece.keys);
-        store_rows(heads, piece, value, heads.value_step, heads.value_size, piece.values);
+        store_rows(heads, piece, key, heads.key_stride, heads.key_size, piece.keys);
+        store_rows(heads, piece, value, heads.value_stride, heads.value_size, piece.values);
     }
 }
 

@@ -62,15 +62,15 @@ void norm(const Number *rows, const Number *weight, int64_t num_rows, int64_t wi
     });
 }
 
-// Turn the first heads of each row, `row_step` numbers apart; weights [num_heads, width] or none;
+// Turn the first heads of each row, `row_stride` numbers apart; weights [num_heads, width] or none;
 // turns: of each row cosines, then sines, of half a head each.
 template <class Number>
 void turn(Number *rows, const Number *weights, const float *turns, int64_t num_rows,
-          int64_t row_step, int64_t num_heads, int64_t width, float epsilon, int num_threads) {
+          int64_t row_stride, int64_t num_heads, int64_t width, float epsilon, int num_threads) {
     for_rows(num_rows, num_threads, [=](int64_t row) {
         const float *cosines = turns + row * width;
         for (int64_t head = 0; head < num_heads; head++)
-            turn_head(rows + row * row_step + head * width,
+            turn_head(rows + row * row_stride + head * width,
                       weights ? weights + head * width : nullptr, width, epsilon, cosines,
                       cosines + width / 2);
     });

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -85,7 +86,7 @@ inline void store_sums(float *to, const Floats (&numbers)[4]) {
 
 inline Floats larger(Floats left, Floats right) { return left > right ? left : right; }
 
-// e to the power of each number, to some 1e-7 of it. 0 below -87; NaN stays NaN.
+// e to the power of each number, to some 2e-7 of it. 0 below -87, infinite above 88; NaN stays NaN.
 inline Floats exponential(Floats powers) {
     Floats low = all(-87), high = all(88);
     Floats bounded = powers < low ? low : powers;
@@ -103,6 +104,7 @@ inline Floats exponential(Floats powers) {
     series = series * rest * rest + rest + 1.0f;
     Ints exponent = (__builtin_convertvector(whole, Ints) + 127) << 23;
     Floats result = series * (Floats)exponent;
+    result = powers > high ? all(INFINITY) : result;
     return powers < low ? Floats{} : result;
 }
 

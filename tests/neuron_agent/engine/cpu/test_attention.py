@@ -7,18 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from neuron_agent.engine.cpu import attention
 from neuron_agent.engine.cpu.attention import StepAttention, can_attend
-from tests.neuron_agent.engine.cpu.conditions import needs_kernels
+from tests.neuron_agent.engine.cpu.conditions import needs_kernels, portable_kernels
 
 pytestmark = needs_kernels
 
 BFLOAT16 = torch.bfloat16
 
 
-@pytest.fixture(params=[1, 2], autouse=True)
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(params=["1 thread", "2 threads", "portable"], autouse=True)
+def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With the machine's own kernels, and with what other machines would get."""
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    torch.set_num_threads(2 if request.param == "2 threads" else 1)
+    if request.param == "portable":
+        kernels = portable_kernels()
+        monkeypatch.setattr(attention, "native", lambda: kernels)
     yield
     torch.set_num_threads(before)
 
@@ -85,8 +90,8 @@ def attend(
     """Attend for all at once; None where the kernels leave a piece to others."""
     pieces, row = [], 0
     kept = [story.slot(story.start + story.num_rows + extra) for story in stories]
-    for story, (keys, _) in zip(stories, kept, strict=True):
-        pieces.append((keys.shape[1], row, story.num_rows, story.start))
+    for story in stories:
+        pieces.append((row, story.num_rows, story.start))
         row += story.num_rows
     query = torch.cat([story.query for story in stories])
     key, value = (torch.cat(parts) for parts in zip(*(s.new for s in stories), strict=True))
@@ -103,7 +108,7 @@ def attend(
 
 def assert_near(ours: Tensor | None, expected: Tensor) -> None:
     if ours is None:
-        return  # not by these kernels, on this machine
+        pytest.skip("prompts are left to torch on this machine, or with this library")
     error = 1e-5 if ours.dtype == torch.float32 else 0.01
     torch.testing.assert_close(ours.double(), expected, atol=error, rtol=error)
 
@@ -130,7 +135,7 @@ def test_single_rows_attend_to_all_that_is_kept(
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("window", [None, 1, 20, 1000])
+@pytest.mark.parametrize("window", [None, 1, 20, 100, 1000])
 @pytest.mark.parametrize(
     ("start", "num_rows"), [(0, 2), (0, 3), (0, 65), (1, 70), (63, 5), (200, 33), (7, 130)]
 )
@@ -158,18 +163,24 @@ def test_what_is_no_number_stays_in_its_sequence_and_shows(num_rows: int) -> Non
 
 
 @pytest.mark.parametrize("num_rows", [1, 40])
-def test_huge_scores_are_shares_all_the_same(num_rows: int) -> None:
+@pytest.mark.parametrize("size", [1e3, 1e10, -1e32])
+def test_huge_scores_are_shares_all_the_same(num_rows: int, size: float) -> None:
     story = Story(SHAPES[0], BFLOAT16, 50, num_rows)
-    story.query *= 1000
-    (out,) = attend([story], 1.0)
-    assert_near(out, story.attended(1.0, None))
+    story.keys[:, 20] = story.keys[:, 3]  # two of the same: a share of the scores is not just one
+    if size < 0:
+        story.keys = story.keys.abs()
+        story.query = story.query.abs()
+    story.query *= size
+    (out,) = attend([story], 0.125)
+    assert out is None or out.isfinite().all()
+    assert_near(out, story.attended(0.125, None))
 
 
 def test_rows_may_be_views_of_any_kind() -> None:
     story = Story(SHAPES[0], BFLOAT16, 10, 1)
     key, value = story.new
     spread = story.query.transpose(1, 2).contiguous().transpose(1, 2)
-    out, _ = StepAttention([(20, 0, 1, 10)]).attend([story.slot(20)], spread, key, value, 0.2, None)
+    out, _ = StepAttention([(0, 1, 10)]).attend([story.slot(20)], spread, key, value, 0.2, None)
     assert_near(out, story.attended(0.2, None))
 
 

@@ -59,7 +59,7 @@ def test_a_prompt_and_what_follows_are_as_layer_by_layer(kind: str, quant: str |
         piece = chunk(0, IDS, start, end)
         ours, theirs = logits_of(whole, piece), logits_of(parts, piece)
         assert_alike(ours, theirs, 0.98 if quant else 0.995)
-    assert_alike(ours[0], reference(kind, IDS[:76])[-1], 0.95 if quant else 0.99)
+    assert_alike(ours[0], reference(kind, IDS[:76])[-1], 0.9 if quant else 0.99)
     assert whole.cache.token_bytes == parts.cache.token_bytes
 
 

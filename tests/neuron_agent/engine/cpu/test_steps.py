@@ -7,7 +7,7 @@ from torch import Tensor
 from neuron_agent.engine.cpu.native import native
 from neuron_agent.engine.cpu.steps import NativeSteps, can_step
 from neuron_agent.engine.forwards.layer_steps import StepShape, TorchSteps
-from tests.neuron_agent.engine.cpu.conditions import needs_kernels
+from tests.neuron_agent.engine.cpu.conditions import needs_kernels, portable_kernels
 
 pytestmark = needs_kernels
 
@@ -17,10 +17,15 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 ROWS = pytest.mark.parametrize("num_rows", [1, 2, 17, 100])
 
 
-def both() -> tuple[NativeSteps, TorchSteps]:
-    kernels = native()
+@pytest.fixture(params=["own", "portable"])
+def ours(request: pytest.FixtureRequest) -> NativeSteps:
+    """With the machine's own kernels, and with what other machines would get."""
+    kernels = native() if request.param == "own" else portable_kernels()
     assert kernels is not None
-    return NativeSteps(SHAPE, kernels), TorchSteps(SHAPE)
+    return NativeSteps(SHAPE, kernels)
+
+
+theirs = TorchSteps(SHAPE)
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
@@ -35,8 +40,7 @@ def assert_near(ours: Tensor, expected: Tensor) -> None:
 
 @DTYPES
 @ROWS
-def test_rows_are_normed(dtype: torch.dtype, num_rows: int) -> None:
-    ours, theirs = both()
+def test_rows_are_normed(ours: NativeSteps, dtype: torch.dtype, num_rows: int) -> None:
     rows, weight = random(num_rows, 48).to(dtype), random(48, seed=2).to(dtype)
     assert_near(ours.norm(rows, weight), theirs.norm(rows.float(), weight.float()))
 
@@ -45,9 +49,8 @@ def test_rows_are_normed(dtype: torch.dtype, num_rows: int) -> None:
 @ROWS
 @pytest.mark.parametrize("has_norms", [True, False])
 def test_heads_are_turned_and_values_are_left_alone(
-    dtype: torch.dtype, num_rows: int, has_norms: bool
+    ours: NativeSteps, dtype: torch.dtype, num_rows: int, has_norms: bool
 ) -> None:
-    ours, theirs = both()
     rows = random(num_rows, (HEADS + 2 * SHARED) * SIZE).to(dtype)
     norms = random(HEADS + SHARED, SIZE, seed=2).to(dtype) if has_norms else None
     positions = 3 * torch.arange(num_rows)
@@ -65,16 +68,14 @@ def test_heads_are_turned_and_values_are_left_alone(
 
 @DTYPES
 @ROWS
-def test_the_gate_is_applied(dtype: torch.dtype, num_rows: int) -> None:
-    ours, theirs = both()
+def test_the_gate_is_applied(ours: NativeSteps, dtype: torch.dtype, num_rows: int) -> None:
     rows = (8 * random(num_rows, 2 * 80)).to(dtype)
-    rows[0, 0], rows[0, 1] = 300.0, -300.0  # as far as exponentials go, and further
+    rows[0, :4] = torch.tensor([300.0, -300.0, -1e37, -3e38])  # as far as exponentials go, and on
     assert_near(ours.gated(rows), theirs.gated(rows.float()))
 
 
 @DTYPES
-def test_what_is_no_number_stays_in_its_row(dtype: torch.dtype) -> None:
-    ours, _ = both()
+def test_what_is_no_number_stays_in_its_row(ours: NativeSteps, dtype: torch.dtype) -> None:
     rows, weight = random(4, 64).to(dtype), torch.ones(64, dtype=dtype)
     sound_norm, sound_gate = ours.norm(rows, weight), ours.gated(rows)
     rows[2, 5] = float("nan")
@@ -91,3 +92,8 @@ def test_only_sizes_of_whole_vectors_are_done() -> None:
     assert not can_step(torch.bfloat16, 48, 640)
     assert not can_step(torch.bfloat16, 64, 650)
     assert not can_step(torch.float16, 64, 640)
+
+
+def test_an_infinite_gate_is_as_in_torch(ours: NativeSteps) -> None:
+    rows = torch.tensor([[float("inf"), float("-inf")] + [1.0] * 30])
+    assert_near(ours.gated(rows).nan_to_num(7.0), theirs.gated(rows).nan_to_num(7.0))

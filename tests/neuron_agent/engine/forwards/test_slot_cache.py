@@ -195,25 +195,37 @@ def test_a_slot_never_takes_more_than_is_reserved() -> None:
     assert cache.allocated_bytes == 70 * cache.token_bytes
 
 
-def test_memory_that_ran_out_in_mid_growth_loses_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step may be given up for another request's sake, and this sequence go on."""
-    sequence = Sequence(FIRST_TOKENS + 2, 2, 1, seed=1)
+@pytest.mark.parametrize("num_grown", [0, 1, 2, 3])
+def test_memory_that_ran_out_in_mid_growth_loses_no_token(
+    num_grown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step may be given up for another request's sake, and this sequence go on: with what
+    fits its old room first, while some layers have a larger one already."""
+    length = FIRST_TOKENS + 2
+    layers = [Sequence(length, 2, 1, seed) for seed in (1, 2)]
     cache = SlotCache()
-    cache.begin(Batch((chunk(0, 0, FIRST_TOKENS),)))
-    for layer in range(2):
-        cache.attend(layer, *sequence.rows(0, FIRST_TOKENS), SCALE)
 
-    def fail(held: Tensor, *_numbers: int) -> Tensor:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    def attend_all(start: int, end: int) -> None:
+        cache.begin(Batch((chunk(0, start, end - start),)))
+        for layer, sequence in enumerate(layers):
+            mine = cache.attend(layer, *sequence.rows(start, end), SCALE)
+            assert_same(mine, sequence.attended()[start:end])
+
+    attend_all(0, FIRST_TOKENS - 2)
+    grown, real = [], slot_cache._grown
+
+    def fail(held: Tensor, *numbers: int) -> Tensor:
+        if len(grown) == num_grown:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        grown.append(held)
+        return real(held, *numbers)
 
     with monkeypatch.context() as patched:
         patched.setattr(slot_cache, "_grown", fail)
         with pytest.raises(RuntimeError, match="memory"):
-            cache.begin(Batch((chunk(0, FIRST_TOKENS, 2),)))
-    cache.begin(Batch((chunk(0, FIRST_TOKENS, 2),)))
-    for layer in range(2):
-        mine = cache.attend(layer, *sequence.rows(FIRST_TOKENS, FIRST_TOKENS + 2), SCALE)
-        assert_same(mine, sequence.attended()[FIRST_TOKENS:])
+            cache.begin(Batch((chunk(0, FIRST_TOKENS - 2, 4),)))
+    attend_all(FIRST_TOKENS - 2, FIRST_TOKENS)
+    attend_all(FIRST_TOKENS, length)
 
 
 def test_slots_and_layers_do_not_mix_and_a_released_slot_is_gone() -> None:
