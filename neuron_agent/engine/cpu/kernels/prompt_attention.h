@@ -20,11 +20,10 @@ namespace cortex {
 
 constexpr int TILES = 4;
 constexpr int COLUMNS = TILES * LANES;
-constexpr int TOGETHER = 4;   // rows of a product computed together
+constexpr int TOGETHER = 4;  // rows of a product computed together
 
-// acc[row][tile] += pairs(rows) x pairs(columns), for TOGETHER rows and all columns.
-// rows: TOGETHER rows of pairs, `row_stride` apart; a row's pairs `pair_stride` apart.
-inline void multiply_pairs(const int32_t *rows, int64_t row_stride, int64_t pair_stride,
+// sums[row][tile] += pairs of the row x pairs of the columns; a row's pairs lie `stride` apart.
+inline void multiply_pairs(const int32_t *const (&rows)[TOGETHER], int64_t stride,
                            const int32_t (*columns)[COLUMNS], int64_t num_pairs,
                            Floats (&sums)[TOGETHER][TILES]) {
     for (int64_t pair = 0; pair < num_pairs; pair++) {
@@ -32,7 +31,7 @@ inline void multiply_pairs(const int32_t *rows, int64_t row_stride, int64_t pair
         for (int tile = 0; tile < TILES; tile++)
             lanes[tile] = _mm512_loadu_si512(columns[pair] + tile * LANES);
         for (int row = 0; row < TOGETHER; row++) {
-            const __m512i both = _mm512_set1_epi32(rows[row * row_stride + pair * pair_stride]);
+            const __m512i both = _mm512_set1_epi32(rows[row][pair * stride]);
             for (int tile = 0; tile < TILES; tile++)
                 sums[row][tile] = (Floats)_mm512_dpbf16_ps((__m512)sums[row][tile],
                                                            (__m512bh)lanes[tile], (__m512bh)both);
@@ -100,19 +99,14 @@ class PromptTile {
 
     void score(const BFloat16 *keys, int64_t width, int count) {
         for (int key = 0; key < count; key += TOGETHER) {
-            // The last rows may be computed twice: never read past the keys that are there.
-            const int row = std::max(0, std::min(key, count - TOGETHER));
-            const int64_t row_stride = count < TOGETHER ? 0 : width / 2;
+            const int32_t *rows[TOGETHER];
+            for (int one = 0; one < TOGETHER; one++)  // the last one again, where there are fewer
+                rows[one] = (const int32_t *)(keys + std::min(key + one, count - 1) * width);
             Floats products[TOGETHER][TILES] = {};
-            for (int one = 0; one < (count < TOGETHER ? count : 1); one++) {
-                const int at = count < TOGETHER ? one : row;
-                if (count < TOGETHER) memset(products, 0, sizeof products);
-                multiply_pairs((const int32_t *)(keys + at * width), row_stride, 1, queries,
-                               width / 2, products);
-                for (int step = 0; step < (count < TOGETHER ? 1 : TOGETHER); step++)
-                    for (int tile = 0; tile < TILES; tile++)
-                        store(scores[at + step] + tile * LANES, products[step][tile]);
-            }
+            multiply_pairs(rows, 1, queries, width / 2, products);
+            for (int one = 0; one < TOGETHER; one++)
+                for (int tile = 0; tile < TILES; tile++)
+                    store(scores[key + one] + tile * LANES, products[one][tile]);
         }
     }
 
@@ -161,14 +155,17 @@ class PromptTile {
                 memcpy(pairs[key / 2] + d, &both, sizeof both);
             }
         for (int64_t d = 0; d < width; d += TOGETHER) {
+            const int32_t *rows[TOGETHER];
             Floats seen[TOGETHER][TILES];
-            for (int step = 0; step < TOGETHER; step++)
+            for (int one = 0; one < TOGETHER; one++) {
+                rows[one] = &pairs[0][d + one];
                 for (int tile = 0; tile < TILES; tile++)
-                    seen[step][tile] = load(sums[d + step] + tile * LANES);
-            multiply_pairs(&pairs[0][d], 1, MAX_HEAD_SIZE, shares, (count + 1) / 2, seen);
-            for (int step = 0; step < TOGETHER; step++)
+                    seen[one][tile] = load(sums[d + one] + tile * LANES);
+            }
+            multiply_pairs(rows, MAX_HEAD_SIZE, shares, (count + 1) / 2, seen);
+            for (int one = 0; one < TOGETHER; one++)
                 for (int tile = 0; tile < TILES; tile++)
-                    store(sums[d + step] + tile * LANES, seen[step][tile]);
+                    store(sums[d + one] + tile * LANES, seen[one][tile]);
         }
     }
 
@@ -195,7 +192,7 @@ inline void attend_prompt(const Heads &heads, const Piece &piece, const BFloat16
     const int64_t num_tiles = (piece.num_rows * group + COLUMNS - 1) / COLUMNS;
 #pragma omp parallel for schedule(dynamic) num_threads(num_threads) if (num_threads > 1)
     for (int64_t task = 0; task < num_tiles * heads.num_shared; task++) {
-        // The last tiles see the running_max: they go first.
+        // The last tiles see the most: they go first.
         const int64_t tile = num_tiles - 1 - task / heads.num_shared;
         static thread_local PromptTile workspace;
         workspace.run(heads, piece, query, task % heads.num_shared, tile * COLUMNS, out);
