@@ -64,7 +64,8 @@ class CompiledDecoder:
     """To be made if `can_compile`."""
 
     def __init__(self, shape: DecoderShape, layers: Sequence[LayerWeights], norm: Tensor) -> None:
-        self._kept = [_tensors_of(layer) for layer in layers], norm  # kernels know addresses only
+        # The kernels know addresses only: their tensors are kept here.
+        self._kept = [_tensors_of(layer) for layer in layers], norm.detach()
         self._layers = (Layer * len(layers))(*map(_described, layers))
         row_size = (shape.num_heads + 2 * shape.num_shared) * shape.head_size
         self._wide = max(row_size, 2 * shape.intermediate)
