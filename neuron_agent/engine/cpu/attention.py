@@ -61,7 +61,7 @@ class StepAttention:
         kernels.store(heads, table, key, value)
         if num_single:
             kernels.decode(heads, table[:num_single], query, out)
-        if not kernels.has_products or query.dtype != torch.bfloat16 or _has_amx():
+        if query.dtype != torch.bfloat16 or not kernels.prefers_products:
             return out, num_single
         for piece in table[num_single:]:
             kernels.prompt(heads, piece, query, out)
@@ -80,7 +80,3 @@ def _by_heads(rows: Tensor) -> Tensor:
     """[T, heads, size], with the heads of a row next to each other."""
     is_dense = rows.stride(2) == 1 and rows.stride(1) == rows.shape[2]
     return rows if is_dense else rows.contiguous()
-
-
-def _has_amx() -> bool:
-    return torch.cpu._is_amx_tile_supported()

@@ -108,6 +108,11 @@ class Native:
             function.argtypes, function.restype = argument_types, None
         self._library = library
 
+    @property
+    def prefers_products(self) -> bool:
+        """Whether products are here, and the fastest: AMX is faster, and torch has it."""
+        return self.has_products and not torch.cpu._is_amx_tile_supported()
+
     # --- layers --------------------------------------------------------------------------------
 
     def norm(self, rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:

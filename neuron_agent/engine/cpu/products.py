@@ -19,13 +19,10 @@ MOST_INPUTS = 2**17
 
 
 def can_multiply(in_features: int) -> bool:
-    """Whether these products are here, and are the fastest: AMX is faster, and oneDNN has it."""
+    """Whether a linear layer of so many inputs should be one of these."""
     kernels = native()
-    if kernels is None or not kernels.has_products:
-        return False
-    if in_features % LANES or in_features > MOST_INPUTS:
-        return False
-    return not torch.cpu._is_amx_tile_supported()
+    is_fitting = in_features % LANES == 0 and in_features <= MOST_INPUTS
+    return is_fitting and kernels is not None and kernels.prefers_products
 
 
 class NativeLinear(nn.Module):

@@ -1,7 +1,5 @@
 """All layers in one call give what they give one by one, whatever shares the step."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from tests.neuron_agent.engine.forwards.lanes import chunk, ids_of, logits_of, r
 
 pytestmark = [
     needs_products,
+    pytest.mark.usefixtures("num_threads"),
     pytest.mark.skipif(torch.cpu._is_amx_tile_supported(), reason="products are oneDNN's here"),
 ]
 
@@ -24,14 +23,6 @@ KINDS = pytest.mark.parametrize(
 )
 QUANTS = pytest.mark.parametrize("quant", [None, "int8"])
 IDS = ids_of(4, 100)
-
-
-@pytest.fixture(params=[1, 2], autouse=True)
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def forward_of(kind: str, quant: str | None = None, *, compiled: bool = True) -> FusedForward:

@@ -1,7 +1,5 @@
 """Products with packed weights: near torch's, and to the last bit the same alone and in a crowd."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,17 +15,9 @@ from neuron_agent.engine.cpu.products import (
 from neuron_agent.engine.forwards.quantize import quantize_linear
 from tests.neuron_agent.engine.cpu.conditions import needs_products
 
-pytestmark = needs_products
+pytestmark = [needs_products, pytest.mark.usefixtures("num_threads")]
 
 SIZES = pytest.mark.parametrize(("width", "outputs"), [(16, 1), (32, 64), (96, 130), (640, 65)])
-
-
-@pytest.fixture(params=[1, 2], autouse=True)
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def linear(width: int, outputs: int, *, bias: bool) -> nn.Linear:
